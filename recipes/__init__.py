@@ -1,0 +1,1 @@
+"""Launchers and their evidence; each recipe is a folder of its own."""

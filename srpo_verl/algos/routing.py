@@ -1,0 +1,237 @@
+"""Equation (1), paper §3.1: which rollout feeds which branch."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+
+
+class RoutingCase(Enum):
+    """The four cells of the decision table: c (is the rollout correct?) by m (is there teacher information?)."""
+
+    CORRECT_WITH_TEACHER = (True, True)
+    CORRECT_WITHOUT_TEACHER = (True, False)  # the only correct one of its group: nobody else to learn from
+    FAILED_WITH_TEACHER = (False, True)
+    FAILED_WITHOUT_TEACHER = (False, False)  # nobody of the group is correct and there is no feedback
+
+
+_NO_CASE: frozenset[RoutingCase] = frozenset()
+_EVERY_CASE = frozenset(RoutingCase)
+_WITH_TEACHER = frozenset({RoutingCase.CORRECT_WITH_TEACHER, RoutingCase.FAILED_WITH_TEACHER})
+_CORRECT_WITH_TEACHER = frozenset({RoutingCase.CORRECT_WITH_TEACHER})
+_FAILED_WITH_TEACHER = frozenset({RoutingCase.FAILED_WITH_TEACHER})
+
+# routing: (cases that are distilled, cases that get the GRPO loss)
+ROUTINGS: dict[str, tuple[frozenset[RoutingCase], frozenset[RoutingCase]]] = {
+    "sample": (_FAILED_WITH_TEACHER, _EVERY_CASE - _FAILED_WITH_TEACHER),
+    "none": (_NO_CASE, _EVERY_CASE),
+    "all": (_WITH_TEACHER, _NO_CASE),
+    "correct_only": (_CORRECT_WITH_TEACHER, _NO_CASE),
+    "failed_only": (_FAILED_WITH_TEACHER, _NO_CASE),
+    "advantage_mix": (_WITH_TEACHER, _EVERY_CASE),
+}
+SELECTIONS = ("first", "random", "shortest")
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """Result of `route_samples`; every field has shape (B,) and lives on the device of the rewards."""
+
+    correct_B: torch.Tensor  # bool, c_i: the reward reaches the threshold
+    sibling_B: torch.Tensor  # int64, index in the batch of the correct sibling that demonstrates; -1: there is none
+    teacher_B: torch.Tensor  # bool, m_i: there is a sibling or environment feedback
+    sdpo_B: torch.Tensor  # bool, z_i^SDPO: distilled
+    grpo_B: torch.Tensor  # bool, z_i^GRPO: gets the GRPO loss
+
+    def case(self, case: RoutingCase) -> torch.Tensor:
+        """Mask, bool of shape (B,), of the samples in one cell of the decision table."""
+        is_correct, has_teacher = case.value
+        return (self.correct_B == is_correct) & (self.teacher_B == has_teacher)
+
+
+def route_samples(
+    rewards_B: torch.Tensor,
+    group_ids: Sequence[Hashable] | torch.Tensor | Any,
+    *,
+    success_threshold: float = 0.5,
+    feedback_B: torch.Tensor | None = None,
+    select: str = "first",
+    routing: str = "sample",
+    generator: torch.Generator | None = None,
+    lengths_B: torch.Tensor | None = None,
+) -> Routing:
+    """Route every rollout to its branch. Equation (1), paper §3.1.
+
+        c_i = 1[r_i >= success_threshold]
+        m_i = 1[a correct rollout j != i of the same prompt exists, or there is feedback on y_i]
+        z_i^SDPO = (1 - c_i) * m_i,    z_i^GRPO = 1 - z_i^SDPO
+
+    ===================================  ===  ===  ======  ==============  ====================================
+    case                                  c    m   sample  none            what it is
+    ===================================  ===  ===  ======  ==============  ====================================
+    RoutingCase.CORRECT_WITH_TEACHER      1    1   GRPO    GRPO            has a sibling, and does not need it
+    RoutingCase.CORRECT_WITHOUT_TEACHER   1    0   GRPO    GRPO            the only correct one of its group
+    RoutingCase.FAILED_WITH_TEACHER       0    1   SDPO    GRPO            a sibling can show how
+    RoutingCase.FAILED_WITHOUT_TEACHER    0    0   GRPO    GRPO            fallback; an all-failed group
+    ===================================  ===  ===  ======  ==============  ====================================
+
+    Args:
+        rewards_B: one scalar per rollout, finite.
+        group_ids: B hashable values (a list, a numpy array) or a tensor of shape (B,); equal values: same prompt.
+        success_threshold: a rollout is correct where its reward is at least this.
+        feedback_B: bool of shape (B,); True where environment feedback on the rollout counts as teacher information.
+        select: which correct sibling demonstrates. "first": the first in the order of the batch; "random": each with
+            equal probability, drawn independently for every rollout; "shortest": the one with the smallest length,
+            the first of equal ones.
+        routing: which cases go where.
+
+            * "sample": equation (1), SRPO.
+            * "none": every rollout gets the GRPO loss; the GRPO baseline.
+            * "all": the SDPO baseline. Every rollout with teacher information is distilled, a correct one towards
+              another correct sibling; there is no GRPO term, rollouts without are in neither branch.
+            * "correct_only", "failed_only": of "all", only the correct or only the failed ones (Figure 1(b)).
+            * "advantage_mix": the Advantage Mix of Table 2. Every rollout is in `grpo_B`, and those with teacher
+              information are in `sdpo_B` *too*: the one routing where the branches overlap. The caller scales the
+              two losses by lambda and 1 - lambda.
+
+            "sample" and "none" are partitions: every rollout is in exactly one branch.
+        generator: source of the random choice; default: torch's global CPU generator.
+        lengths_B: response length of every rollout in tokens; needed for select="shortest", unused otherwise.
+
+    Returns:
+        Routing. `sibling_B` is set for correct rollouts too wherever *another* correct one exists, whatever the
+        routing; it is never the rollout itself. An empty batch gives empty tensors.
+
+    Raises:
+        ValueError: a shape that is not (B,), a reward that is NaN or infinite (names the index), an unknown `routing`
+            or `select`, "shortest" without `lengths_B`.
+    """
+    rewards_B = torch.as_tensor(rewards_B)
+    check_rewards(rewards_B)
+    batch_size, device = rewards_B.shape[0], rewards_B.device
+    if routing not in ROUTINGS:
+        raise ValueError(f"routing must be one of {', '.join(ROUTINGS)}, got {routing!r}")
+    group_B = group_indices(group_ids, batch_size).to(device)
+
+    correct_B = rewards_B >= success_threshold
+    sibling_B = choose_siblings(correct_B, group_B, select=select, generator=generator, lengths_B=lengths_B)
+    teacher_B = sibling_B >= 0
+    if feedback_B is not None:
+        feedback_B = torch.as_tensor(feedback_B, device=device)
+        if feedback_B.shape != (batch_size,) or feedback_B.dtype != torch.bool:
+            raise ValueError(
+                f"feedback_B must be bool of shape ({batch_size},), got {feedback_B.dtype} of shape "
+                f"{tuple(feedback_B.shape)}"
+            )
+        teacher_B = teacher_B | feedback_B
+
+    sdpo_cases, grpo_cases = ROUTINGS[routing]
+    return Routing(
+        correct_B=correct_B,
+        sibling_B=sibling_B,
+        teacher_B=teacher_B,
+        sdpo_B=_in_cases(sdpo_cases, correct_B, teacher_B),
+        grpo_B=_in_cases(grpo_cases, correct_B, teacher_B),
+    )
+
+
+def choose_siblings(
+    correct_B: torch.Tensor,
+    group_B: torch.Tensor,
+    *,
+    select: str,
+    generator: torch.Generator | None = None,
+    lengths_B: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """For every rollout, the index of a correct rollout of its group other than itself; -1 where there is none.
+
+    The correct rollouts of each group are queued in order of preference. A rollout takes the place `pick` of its
+    group's queue, after stepping out of the queue itself.
+
+    Args:
+        correct_B: bool of shape (B,).
+        group_B: int64 of shape (B,), from `group_indices`.
+        select, generator, lengths_B: as in `route_samples`.
+
+    Returns:
+        int64 of shape (B,).
+
+    Raises:
+        ValueError: unknown `select`; "shortest" without `lengths_B` or with a wrong shape.
+    """
+    batch_size, device = correct_B.shape[0], correct_B.device
+    if select not in SELECTIONS:
+        raise ValueError(f"select must be one of {', '.join(SELECTIONS)}, got {select!r}")
+    if select == "shortest":
+        if lengths_B is None:
+            raise ValueError("select='shortest' needs lengths_B, the response length of every rollout")
+        lengths_B = torch.as_tensor(lengths_B, device=device)
+        if lengths_B.shape != (batch_size,):
+            raise ValueError(f"lengths_B must have shape ({batch_size},), got {tuple(lengths_B.shape)}")
+        preference_B = torch.argsort(lengths_B, stable=True)
+    else:
+        preference_B = torch.arange(batch_size, device=device)
+    if batch_size == 0:
+        return torch.empty(0, dtype=torch.int64, device=device)
+
+    # Indices of the correct rollouts, group by group, in order of preference within each: M of them.
+    by_preference_M = preference_B[correct_B[preference_B]]
+    queue_M = by_preference_M[torch.argsort(group_B[by_preference_M], stable=True)]
+    queue_length_B = torch.bincount(group_B[queue_M], minlength=batch_size)  # indexed by group, at most B of them
+    queue_start_B = torch.cumsum(queue_length_B, dim=0) - queue_length_B
+
+    candidates_B = queue_length_B[group_B] - correct_B.long()
+    if select == "random":
+        draw_device = generator.device if generator is not None else torch.device("cpu")
+        uniform_B = torch.rand(batch_size, generator=generator, dtype=torch.float64, device=draw_device).to(device)
+        pick_B = (uniform_B * candidates_B).long()
+    else:
+        pick_B = torch.zeros_like(group_B)
+
+    own_place_B = torch.full_like(group_B, batch_size)
+    own_place_B[queue_M] = torch.arange(queue_M.shape[0], device=device) - queue_start_B[group_B[queue_M]]
+    pick_B = pick_B + (pick_B >= own_place_B).long()
+
+    sibling_B = torch.full_like(group_B, -1)
+    has_sibling_B = candidates_B > 0
+    sibling_B[has_sibling_B] = queue_M[(queue_start_B[group_B] + pick_B)[has_sibling_B]]
+    return sibling_B
+
+
+def group_indices(group_ids: Sequence[Hashable] | torch.Tensor | Any, batch_size: int) -> torch.Tensor:
+    """Number the groups 0, 1, ...: int64 of shape (B,), equal where the ids are equal.
+
+    Raises:
+        ValueError: not exactly `batch_size` ids.
+    """
+    if isinstance(group_ids, torch.Tensor):
+        if group_ids.shape != (batch_size,):
+            raise ValueError(f"group_ids must have shape ({batch_size},), got {tuple(group_ids.shape)}")
+        return torch.unique(group_ids, return_inverse=True)[1]
+    if len(group_ids) != batch_size:
+        raise ValueError(f"group_ids must have one id for each of {batch_size} rewards, got {len(group_ids)}")
+    number_of: dict[Hashable, int] = {}
+    return torch.tensor([number_of.setdefault(i, len(number_of)) for i in group_ids], dtype=torch.int64)
+
+
+def check_rewards(rewards_B: torch.Tensor) -> None:
+    """Raise ValueError unless the rewards are real, of shape (B,), and finite."""
+    if rewards_B.dim() != 1:
+        raise ValueError(f"rewards_B must have shape (B,), got {tuple(rewards_B.shape)}")
+    bad_B = ~torch.isfinite(rewards_B)
+    if bool(bad_B.any()):
+        index = int(bad_B.nonzero()[0])
+        raise ValueError(f"rewards_B must be finite, got {float(rewards_B[index])} at index {index}")
+
+
+def _in_cases(cases: frozenset[RoutingCase], correct_B: torch.Tensor, teacher_B: torch.Tensor) -> torch.Tensor:
+    """bool of shape (B,): which samples are in one of the cells `cases` of the decision table."""
+    inside_B = torch.zeros_like(correct_B)
+    for case in cases:
+        is_correct, has_teacher = case.value
+        inside_B |= (correct_B == is_correct) & (teacher_B == has_teacher)
+    return inside_B

@@ -1,0 +1,126 @@
+"""Checks of the whole composed configuration, before any worker starts."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from srpo_verl.config.schema import SrpoConfig, parse
+from srpo_verl.errors import ConfigError
+
+TRAINER_MODE = "srpo"
+"""Name of the trainer, of the advantage estimator and of the policy loss in veRL's registries."""
+
+
+class ConfigCheck(Callback):
+    """Hydra callback named in every configuration of this package.
+
+    It runs in the driver after composition and before `ray.init`. Hydra turns exceptions of callbacks into warnings,
+    so the check ends the process itself, with the message alone.
+    """
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from srpo_verl.plugin import PluginError, check_installation
+
+        try:
+            check_installation()
+            check_run(config)
+        except (ConfigError, PluginError) as error:
+            sys.exit(f"srpo_verl: {error}")
+
+
+def check_run(config: DictConfig) -> SrpoConfig:
+    """Check the `srpo` group and everything of veRL's configuration it depends on; return the group, typed.
+
+    Raises ConfigError naming key, value and remedy.
+    """
+    if OmegaConf.select(config, "srpo") is None:
+        raise ConfigError("srpo", None, "the group is missing; compose with --config-path pkg://srpo_verl.config")
+    srpo = parse(config.srpo)
+    _check_hooks(config)
+    if srpo.uses_teacher:
+        _check_teacher_side(config, srpo)
+    return srpo
+
+
+def _require(config: DictConfig, key: str, wanted: Any, why: str) -> None:
+    value = OmegaConf.select(config, key)
+    if value != wanted:
+        raise ConfigError(key, value, f"has to be {wanted!r}: {why}")
+
+
+def _check_hooks(config: DictConfig) -> None:
+    _require(config, "trainer.use_v1", True, "SRPO is a trainer of veRL's V1 interface")
+    mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
+    # The trainer itself rewrites the mode to veRL's "sync" (see verl_ext/trainer.py), so both are right here.
+    if mode not in (TRAINER_MODE, "sync"):
+        raise ConfigError("trainer.v1.trainer_mode", mode, f"has to be {TRAINER_MODE!r}: routing needs whole groups")
+    _require(config, "algorithm.adv_estimator", "srpo", "the estimator of eq. 2")
+    _require(config, "actor_rollout_ref.actor.policy_loss.loss_mode", "srpo", "the GRPO branch of eq. 5")
+    _require(config, "actor_rollout_ref.actor.loss_agg_mode", "token-mean", "eq. 5 has one denominator, in tokens")
+    strategy = config.actor_rollout_ref.actor.strategy
+    if strategy not in ("fsdp", "fsdp2"):
+        raise ConfigError("actor_rollout_ref.actor.strategy", strategy, "has to be fsdp or fsdp2")
+
+
+def _check_teacher_side(config: DictConfig, srpo: SrpoConfig) -> None:
+    why = f"srpo.routing={srpo.routing} distils from logits"
+    _require(config, "actor_rollout_ref.model.use_fused_kernels", False, f"{why}, which fused kernels do not return")
+    _require(
+        config,
+        "actor_rollout_ref.actor.ulysses_sequence_parallel_size",
+        1,
+        f"{why} of whole sequences; sequence parallelism is not supported with a teacher",
+    )
+    _require(
+        config, "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size", 1, "as for the actor's own key"
+    )
+    for key in ("actor_rollout_ref.model.lora_rank", "actor_rollout_ref.model.lora.rank"):
+        if (OmegaConf.select(config, key) or 0) > 0:
+            raise ConfigError(key, OmegaConf.select(config, key), "LoRA is not supported with a teacher; set it to 0")
+    _require(config, "distillation.enabled", False, "veRL's own distillation would add a second teacher")
+    _require(
+        config,
+        "algorithm.rollout_correction.bypass_mode",
+        False,
+        "the student's top-k tokens come from the pass over old log-probs, which bypass mode leaves out",
+    )
+    _require(
+        config, "actor_rollout_ref.rollout.multi_turn.enable", False, "the teacher's prompt is built for single turns"
+    )
+    rollouts = config.actor_rollout_ref.rollout.n
+    if rollouts < 2 and not srpo.demonstration.environment_feedback:
+        raise ConfigError(
+            "actor_rollout_ref.rollout.n", rollouts, "has to be at least 2: a sample's teacher needs a sibling"
+        )
+    limit, prompt = srpo.demonstration.max_prompt_tokens, config.data.max_prompt_length
+    if limit <= prompt:
+        raise ConfigError(
+            "srpo.demonstration.max_prompt_tokens",
+            limit,
+            f"has to exceed data.max_prompt_length={prompt}: the teacher's prompt holds the question and more",
+        )
+
+
+def check_model(config: DictConfig, srpo: SrpoConfig, vocab_size: int, max_positions: int | None) -> None:
+    """Check what can only be known once the model's own configuration is loaded."""
+    if not srpo.uses_teacher:
+        return
+    top_k = srpo.distillation.top_k
+    if top_k is not None and top_k > vocab_size:
+        raise ConfigError(
+            "srpo.distillation.top_k",
+            top_k,
+            f"exceeds the model's vocabulary of {vocab_size}; use at most that, or null for all of it",
+        )
+    longest = srpo.demonstration.max_prompt_tokens + config.data.max_response_length
+    if max_positions is not None and longest > max_positions:
+        raise ConfigError(
+            "srpo.demonstration.max_prompt_tokens",
+            srpo.demonstration.max_prompt_tokens,
+            f"and data.max_response_length={config.data.max_response_length} make {longest} tokens, more than the "
+            f"{max_positions} positions of the model; lower one of them",
+        )

@@ -1,0 +1,223 @@
+"""The `srpo` configuration group as typed values. Its defaults are stated in base.yaml and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from math import isfinite
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from srpo_verl.errors import ConfigError
+
+ROUTINGS = ("sample", "none", "correct_only", "failed_only", "advantage_mix", "all")
+TEACHER_KINDS = ("ema", "frozen", "live")
+DEMONSTRATION_SELECTS = ("first", "random", "shortest")
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    top_k: int | None
+    divergence_alpha: float
+    tail: bool
+    is_clip: float | None
+
+
+@dataclass(frozen=True)
+class WeightingConfig:
+    beta: float
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    kind: str
+    ema_rate: float
+    cpu_offload: bool
+
+
+@dataclass(frozen=True)
+class DemonstrationConfig:
+    select: str
+    strip_thinking: bool
+    max_prompt_tokens: int
+    environment_feedback: bool
+
+
+@dataclass(frozen=True)
+class SrpoConfig:
+    """Checked values of the `srpo` group; see base.yaml for what each one means."""
+
+    routing: str
+    success_threshold: float
+    distillation: DistillationConfig
+    weighting: WeightingConfig
+    mix_lambda: float
+    teacher: TeacherConfig
+    demonstration: DemonstrationConfig
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.routing != "none"
+
+    @property
+    def needs_teacher_copy(self) -> bool:
+        """Whether a second set of weights exists (the live teacher is the student itself)."""
+        return self.uses_teacher and self.teacher.kind != "live"
+
+
+def parse(node: Any) -> SrpoConfig:
+    """Check the `srpo` group (a DictConfig or mapping) and return it typed.
+
+    Raises ConfigError for an unknown or missing key, a wrong type, a value out of range, and a key that was changed
+    from its default although the other choices make it ineffective.
+    """
+    values = _plain(node)
+    _check_keys(values, default_values(), "srpo")
+    distillation, teacher = values["distillation"], values["teacher"]
+    weighting, demonstration = values["weighting"], values["demonstration"]
+
+    config = SrpoConfig(
+        routing=_choice("srpo.routing", values["routing"], ROUTINGS),
+        success_threshold=_number("srpo.success_threshold", values["success_threshold"]),
+        distillation=DistillationConfig(
+            top_k=_integer("srpo.distillation.top_k", distillation["top_k"], low=1, nullable=True),
+            divergence_alpha=_number("srpo.distillation.divergence_alpha", distillation["divergence_alpha"], 0, 1),
+            tail=_flag("srpo.distillation.tail", distillation["tail"]),
+            is_clip=_number("srpo.distillation.is_clip", distillation["is_clip"], 0, None, True, nullable=True),
+        ),
+        weighting=WeightingConfig(beta=_number("srpo.weighting.beta", weighting["beta"], 0)),
+        mix_lambda=_number("srpo.advantage_mix.lambda", values["advantage_mix"]["lambda"], 0, 1),
+        teacher=TeacherConfig(
+            kind=_choice("srpo.teacher.kind", teacher["kind"], TEACHER_KINDS),
+            ema_rate=_number("srpo.teacher.ema_rate", teacher["ema_rate"], 0, 1, above_low=True),
+            cpu_offload=_flag("srpo.teacher.cpu_offload", teacher["cpu_offload"]),
+        ),
+        demonstration=DemonstrationConfig(
+            select=_choice("srpo.demonstration.select", demonstration["select"], DEMONSTRATION_SELECTS),
+            strip_thinking=_flag("srpo.demonstration.strip_thinking", demonstration["strip_thinking"]),
+            max_prompt_tokens=_integer(
+                "srpo.demonstration.max_prompt_tokens", demonstration["max_prompt_tokens"], low=1
+            ),
+            environment_feedback=_flag(
+                "srpo.demonstration.environment_feedback", demonstration["environment_feedback"]
+            ),
+        ),
+    )
+    _check_effective(values, config)
+    return config
+
+
+@cache
+def _default_node() -> Any:
+    return OmegaConf.load(files("srpo_verl.config").joinpath("base.yaml").open()).srpo
+
+
+def default_values() -> dict:
+    """The defaults of the `srpo` group as nested plain values, read from base.yaml."""
+    return OmegaConf.to_container(_default_node())  # type: ignore[return-value]
+
+
+def _plain(node: Any) -> dict:
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    if not isinstance(node, Mapping):
+        raise ConfigError("srpo", node, "has to be the group of srpo_verl/config/base.yaml; use --config-name srpo")
+    return dict(node)
+
+
+def _check_keys(values: Mapping, defaults: Mapping, path: str) -> None:
+    for key, value in values.items():
+        if key not in defaults:
+            known = ", ".join(f"{path}.{name}" for name in defaults)
+            raise ConfigError(f"{path}.{key}", value, f"no such key; known here: {known}")
+        if isinstance(defaults[key], Mapping):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{path}.{key}", value, "is a group; set one of its keys")
+            _check_keys(value, defaults[key], f"{path}.{key}")
+    for key in defaults:
+        if key not in values:
+            raise ConfigError(f"{path}.{key}", None, "is missing; compose from --config-path pkg://srpo_verl.config")
+
+
+def _check_effective(values: Mapping, config: SrpoConfig) -> None:
+    """A key that was set and cannot change anything is a misunderstanding; say so before hours are spent."""
+    defaults = default_values()
+
+    def changed(path: str) -> Any:
+        here, there = values, defaults
+        for key in path.split("."):
+            here, there = here[key], there[key]
+        return None if here == there else (here,)
+
+    def refuse(path: str, reason: str) -> None:
+        found = changed(path)
+        if found is not None:
+            raise ConfigError(f"srpo.{path}", found[0], f"has no effect {reason}; leave it at its default")
+
+    if not config.uses_teacher:
+        for group in ("distillation", "weighting", "teacher", "demonstration"):
+            for key in defaults[group]:
+                refuse(f"{group}.{key}", "with srpo.routing=none")
+    if config.routing != "advantage_mix":
+        refuse("advantage_mix.lambda", f"with srpo.routing={config.routing} (it needs routing=advantage_mix)")
+    if config.teacher.kind != "ema":
+        refuse("teacher.ema_rate", f"with srpo.teacher.kind={config.teacher.kind} (it needs kind=ema)")
+    if config.teacher.kind == "live":
+        refuse("teacher.cpu_offload", "with srpo.teacher.kind=live (the student is the teacher)")
+    if config.distillation.top_k is None:
+        refuse("distillation.tail", "with srpo.distillation.top_k=null (nothing lies outside the full vocabulary)")
+
+
+def _choice(key: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ConfigError(key, value, f"has to be one of {', '.join(allowed)}")
+    return value
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(key, value, "has to be true or false")
+    return value
+
+
+def _number(
+    key: str,
+    value: Any,
+    low: float | None = None,
+    high: float | None = None,
+    above_low: bool = False,
+    nullable: bool = False,
+) -> Any:
+    if value is None and nullable:
+        return None
+    bounds = f"{'above' if above_low else 'at least'} {low}" if low is not None else "finite"
+    if high is not None:
+        bounds += f" and at most {high}"
+    wanted = f"has to be a number, {bounds}" + (", or null" if nullable else "")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise ConfigError(key, value, wanted)
+    if low is not None and (value < low or (above_low and value == low)) or high is not None and value > high:
+        raise ConfigError(key, value, wanted)
+    return float(value)
+
+
+def _integer(key: str, value: Any, low: int, nullable: bool = False) -> Any:
+    if value is None and nullable:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(key, value, f"has to be a whole number, at least {low}" + (", or null" if nullable else ""))
+    return value
+
+
+def as_flat_dict(config: Any, prefix: str = "srpo") -> dict[str, Any]:
+    """All leaf keys of a nested mapping as dotted names, for documentation and tests."""
+    flat: dict[str, Any] = {}
+    for key, value in _plain(config).items():
+        if isinstance(value, Mapping):
+            flat.update(as_flat_dict(value, f"{prefix}.{key}"))
+        else:
+            flat[f"{prefix}.{key}"] = value
+    return flat

@@ -1,0 +1,43 @@
+"""Exponential moving average of weights, and how far the average is from its source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+
+def ema_step(teacher: Iterable[torch.Tensor], student: Iterable[torch.Tensor], rate: float) -> None:
+    """theta' <- (1 - rate) * theta' + rate * theta, in place, tensor by tensor (paper appendix B.5).
+
+    Args:
+        teacher: fp32 tensors; in bf16 most of an update of this size would round away.
+        student: tensors of the same shapes in the same order, of any dtype, on any device.
+        rate: weight of the student, in (0, 1].
+
+    Raises:
+        ValueError: a teacher tensor is not fp32 (or float64), or shapes or counts differ.
+    """
+    with torch.no_grad():
+        for index, (average, source) in enumerate(zip(teacher, student, strict=True)):
+            if average.dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"teacher tensor {index} is {average.dtype}; the average has to be kept in fp32")
+            if average.shape != source.shape:
+                raise ValueError(
+                    f"tensor {index}: teacher has shape {tuple(average.shape)}, student {tuple(source.shape)}"
+                )
+            average.lerp_(source.to(device=average.device, dtype=average.dtype), rate)
+
+
+def squared_distance(teacher: Iterable[torch.Tensor], student: Iterable[torch.Tensor]) -> torch.Tensor:
+    """(sum (theta' - theta)^2, sum theta^2) over all tensors, as a float64 tensor of shape (2,) on the CPU.
+
+    The relative L2 distance of the whole set is the square root of their quotient; sums of shards add up.
+    """
+    sums = torch.zeros(2, dtype=torch.float64)
+    with torch.no_grad():
+        for average, source in zip(teacher, student, strict=True):
+            source = source.to(device=average.device, dtype=average.dtype)
+            sums[0] += (average - source).square().sum(dtype=torch.float64).cpu()
+            sums[1] += source.square().sum(dtype=torch.float64).cpu()
+    return sums

@@ -1,0 +1,147 @@
+"""Routing one sampled batch in the trainer: who is distilled, towards what, and with which teacher prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from srpo_verl.config.schema import SrpoConfig
+from srpo_verl.functional import Routing, route_samples
+from srpo_verl.teacher.reprompt import Reprompt, build_reprompt, strip_thinking
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What routing needs to know of B rollouts; a plain view of veRL's batch."""
+
+    keys: Sequence[str]
+    """veRL's row keys, "{uid}_{session}_{index}"."""
+    uids: Sequence[str]
+    rewards_B: torch.Tensor
+    responses: Sequence[torch.Tensor]
+    """Response token ids."""
+    response_masks: Sequence[torch.Tensor]
+    """1 where a response token counts in the loss."""
+    messages: Sequence[Sequence[dict[str, Any]]]
+    """The student's conversation of each row."""
+    feedback: Sequence[str]
+    """The verifier's words on each row, or ""."""
+
+
+@dataclass(frozen=True)
+class RoutedBatch:
+    """The routing and the teacher's prompts (None for rows that are not distilled), in the order of the rows."""
+
+    routing: Routing
+    reprompts: list[Reprompt | None]
+    metrics: dict[str, float]
+
+
+class Router:
+    """Routes whole groups and builds the teacher's prompts.
+
+    Args:
+        srpo: the configuration group.
+        decode: token ids -> text, without special tokens.
+        render: conversation -> token ids, exactly as the student's prompts are rendered.
+        seed: of the choice of demonstrations with demonstration.select=random.
+    """
+
+    def __init__(
+        self,
+        srpo: SrpoConfig,
+        decode: Callable[[list[int]], str],
+        render: Callable[[Sequence[dict[str, Any]]], list[int]],
+        seed: int,
+    ):
+        self.srpo, self.decode, self.render, self.seed = srpo, decode, render, seed
+
+    def route(self, rollouts: Rollouts, step: int) -> RoutedBatch:
+        """Route one training step's rollouts. Raises ValueError where a row is not the only output of its session."""
+        order = _session_order(rollouts.keys)
+        lengths_B = torch.tensor([len(response) for response in rollouts.responses])
+        wants_feedback = self.srpo.demonstration.environment_feedback
+        feedback_B = torch.tensor([bool(text) for text in rollouts.feedback])
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        in_order = route_samples(
+            rollouts.rewards_B[order],
+            [rollouts.uids[row] for row in order.tolist()],
+            success_threshold=self.srpo.success_threshold,
+            feedback_B=feedback_B[order] if wants_feedback else None,
+            select=self.srpo.demonstration.select,
+            routing=self.srpo.routing,
+            generator=generator,
+            lengths_B=lengths_B[order],
+        )
+        routing = _restore(in_order, order)
+        reprompts = [
+            self._reprompt(rollouts, row, int(routing.sibling_B[row])) if bool(routing.sdpo_B[row]) else None
+            for row in range(len(rollouts.keys))
+        ]
+        return RoutedBatch(routing, reprompts, _metrics(routing, rollouts, reprompts))
+
+    def _reprompt(self, rollouts: Rollouts, row: int, sibling: int) -> Reprompt:
+        demonstration = self.decode(rollouts.responses[sibling].tolist()) if sibling >= 0 else None
+        if demonstration is not None and self.srpo.demonstration.strip_thinking:
+            demonstration = strip_thinking(demonstration)
+        return build_reprompt(
+            rollouts.messages[row],
+            demonstration,
+            rollouts.feedback[row] if self.srpo.demonstration.environment_feedback else None,
+            render=self.render,
+            max_prompt_tokens=self.srpo.demonstration.max_prompt_tokens,
+        )
+
+
+def _session_order(keys: Sequence[str]) -> torch.Tensor:
+    """Rows by session within veRL's keys, so that "first" means the first session and not the first to finish."""
+    sessions = []
+    for key in keys:
+        _, session, index = key.rsplit("_", 2)
+        if int(index) > 0:
+            raise ValueError(
+                f"row {key}: the agent loop returned several outputs for one session, which routing does not support; "
+                "use actor_rollout_ref.rollout.agent.default_agent_loop=single_turn_agent"
+            )
+        sessions.append(int(session))
+    return torch.tensor(sorted(range(len(keys)), key=lambda row: sessions[row]), dtype=torch.int64)
+
+
+def _restore(in_order: Routing, order: torch.Tensor) -> Routing:
+    """Put a routing of rows[order] back into the order of the rows."""
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    sibling = in_order.sibling_B
+    original = torch.where(sibling >= 0, order[sibling.clamp(min=0)], sibling) if len(order) else sibling
+    return Routing(
+        correct_B=in_order.correct_B[place],
+        sibling_B=original[place],
+        teacher_B=in_order.teacher_B[place],
+        sdpo_B=in_order.sdpo_B[place],
+        grpo_B=in_order.grpo_B[place],
+    )
+
+
+def _metrics(routing: Routing, rollouts: Rollouts, reprompts: list[Reprompt | None]) -> dict[str, float]:
+    """The routing metrics; every share is of all rollouts of the step, or of all groups where the name says so."""
+    tokens_B = torch.tensor([int(mask.sum()) for mask in rollouts.response_masks])
+    solved = {uid: False for uid in rollouts.uids}
+    for uid, correct in zip(rollouts.uids, routing.correct_B.tolist(), strict=True):
+        solved[uid] |= correct
+    metrics = {
+        "srpo/frac_correct": routing.correct_B.double().mean().item(),
+        "srpo/frac_sdpo": routing.sdpo_B.double().mean().item(),
+        "srpo/frac_grpo": routing.grpo_B.double().mean().item(),
+        "srpo/frac_teacher_available": routing.teacher_B.double().mean().item(),
+        "srpo/frac_all_failed_groups": 1.0 - sum(solved.values()) / len(solved),
+        "srpo/sdpo_tokens": int(tokens_B[routing.sdpo_B].sum()),
+        "srpo/grpo_tokens": int(tokens_B[routing.grpo_B].sum()),
+    }
+    built = [reprompt for reprompt in reprompts if reprompt is not None]
+    if built:
+        metrics["srpo/reprompt_tokens_mean"] = sum(len(reprompt.token_ids) for reprompt in built) / len(built)
+        metrics["srpo/frac_reprompt_truncated"] = sum(reprompt.truncated for reprompt in built) / len(built)
+    return metrics

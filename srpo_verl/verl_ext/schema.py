@@ -1,0 +1,46 @@
+"""Names, shapes and dtypes of the fields and flags this plugin adds to veRL's batches.
+
+B rows, T a row's response tokens (ragged), K support, L a row's teacher tokens (ragged). Ragged fields are jagged
+nested tensors. Fields of width K are flattened to one ragged axis of T*K: veRL re-batches nested tensors of two axes
+everywhere, of three only in places.
+"""
+
+# --- fields written by the trainer, one row per sample ---------------------------------------------------------------
+SDPO_ROW = "srpo_sdpo"
+"""bool (B,): the row is distilled, z^SDPO of eq. 1."""
+
+GRPO_ROW = "srpo_grpo"
+"""bool (B,): the row takes the policy loss, z^GRPO of eq. 1. Rows of veRL's own padding are in neither."""
+
+TEACHER_INPUT_IDS = "srpo_teacher_input_ids"
+"""int64 (B, L): teacher prompt and the row's own response; FILLER for rows that are not distilled."""
+
+# --- written by the worker in the pass over old log-probs ------------------------------------------------------------
+SUPPORT = "srpo_support"
+"""int32 (B, T*K): the student's K most likely tokens at each response position; FILLER for other rows."""
+
+# --- live inside the worker during one update ------------------------------------------------------------------------
+TEACHER_LOG_PROBS = "srpo_teacher_log_probs"
+"""float32 (B, T*K): the teacher's full-vocabulary log-probs of the support; FILLER for other rows."""
+
+TEACHER_ENTROPY = "srpo_teacher_entropy"
+"""float32 (B, T): the teacher's full-vocabulary entropy in nats; 0 for other rows."""
+
+WEIGHTS = "srpo_weights"
+"""float32 (B, T): entropy-aware weights w of eq. 4; 0 outside Omega."""
+
+DIVERGENCE = "srpo_divergence"
+"""float32 (B, max T), dense, differentiable: divergence per token in nats; 0 for other rows."""
+
+FILLER_LENGTH = 1
+"""Rows that are not distilled hold this many zeros: jagged tensors with empty rows do not survive every veRL path."""
+
+# --- flags, one value per batch --------------------------------------------------------------------------------------
+DISTILL = "srpo_distill"
+"""bool: some row of the training step is distilled, on whatever rank; all ranks then take part in the teacher pass."""
+
+WANT_SUPPORT = "srpo_want_support"
+"""bool: the forward shall return SUPPORT."""
+
+NUM_SDPO_TOKENS = "srpo_num_sdpo_tokens"
+"""int: |Omega|, valid tokens of distilled rows in the optimizer mini-batch, over all ranks."""

@@ -1,0 +1,118 @@
+"""The teacher's weights inside FSDP: building, re-sharding, averaging, saving."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.tensor import DTensor
+from verl.trainer.config import CheckpointConfig
+from verl.utils.device import get_device_name
+from verl.utils.fsdp_utils import FSDPModule
+from verl.workers.config import TrainingWorkerConfig
+from verl.workers.engine.base import EngineRegistry
+
+from srpo_verl.config.schema import SrpoConfig
+from srpo_verl.teacher.ema import ema_step, squared_distance
+from srpo_verl.verl_ext.engine import TEACHER_TYPE, SrpoEngine
+
+CHECKPOINT_FOLDER = "srpo_teacher"
+"""Beside veRL's `actor` folder in global_step_N."""
+
+
+def build_teacher(actor: TrainingWorkerConfig, srpo: SrpoConfig) -> SrpoEngine:
+    """A second engine with the model's initial weights, in fp32, sharded like the actor's, without an optimizer."""
+    engine_config = replace(
+        actor.engine_config,
+        # In bf16 an average at this rate does not move: most updates round away.
+        model_dtype="fp32",
+        param_offload=srpo.teacher.cpu_offload,
+        optimizer_offload=False,
+        offload_policy=False,
+    )
+    teacher = EngineRegistry.new(
+        model_type=TEACHER_TYPE,
+        backend=engine_config.strategy,
+        model_config=deepcopy(actor.model_config),
+        engine_config=engine_config,
+        optimizer_config=None,
+        checkpoint_config=CheckpointConfig(save_contents=["model"], load_contents=["model"]),
+    )
+    teacher.initialize()
+    teacher.module.requires_grad_(False)
+    return teacher
+
+
+def reshard(module: torch.nn.Module) -> None:
+    """Give every FSDP unit its shards back, the root included.
+
+    A module that only ever runs forward under no_grad keeps its root unit's gathered parameters: an average written
+    into the shards would then never reach embeddings, final norm and LM head, and the next forward would use the old
+    ones. veRL's evaluation mode re-shards only where fsdp_size > 1, and its default is -1.
+    """
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()
+        elif isinstance(unit, FSDP) and unit._handle is not None and unit._handle.uses_sharded_strategy:
+            unit._handle.reshard(True)
+
+
+def shards(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """This rank's part of every parameter, in the module's order. The module has to be sharded at the time."""
+    for parameter in module.parameters():
+        yield parameter.to_local() if isinstance(parameter, DTensor) else parameter.data
+
+
+class TeacherWeights:
+    """Averages, measures, saves and restores the weights of one teacher engine against the student's."""
+
+    def __init__(self, teacher: SrpoEngine, student: SrpoEngine, srpo: SrpoConfig):
+        self.teacher, self.student, self.config = teacher, student, srpo.teacher
+
+    def step(self) -> float:
+        """The EMA step of one training step; returns the relative L2 distance to the student afterwards.
+
+        Nothing is averaged for a frozen teacher.
+        """
+        reshard(self.teacher.module)
+        reshard(self.student.module)
+        if self.config.kind == "ema":
+            ema_step(shards(self.teacher.module), shards(self.student.module), self.config.ema_rate)
+        return self.distance()
+
+    def distance(self) -> float:
+        """||theta' - theta|| / ||theta|| over all parameters of all ranks."""
+        sums = squared_distance(shards(self.teacher.module), shards(self.student.module)).to(get_device_name())
+        dist.all_reduce(sums)
+        return (sums[0] / sums[1]).sqrt().item()
+
+    def save(self, actor_path: str, global_step: int, max_to_keep: int | None) -> None:
+        """Save beside veRL's actor checkpoint. A frozen teacher is the initial model, so nothing is written."""
+        if self.config.kind == "ema":
+            self.teacher.save_checkpoint(
+                _folder(actor_path), global_step=global_step, max_ckpt_to_keep=max_to_keep
+            )
+
+    def load(self, actor_path: str) -> None:
+        """Restore what `save` wrote. Raises FileNotFoundError where a checkpoint holds no teacher."""
+        if self.config.kind != "ema":
+            return
+        folder = _folder(actor_path)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(
+                f"{folder}: this checkpoint holds no EMA teacher, so the average would silently start anew; it was "
+                "written with srpo.routing=none or another trainer. Resume with srpo.teacher.kind=frozen or live, or "
+                "start from the model's weights (trainer.resume_mode=disable)"
+            )
+        self.teacher.load_checkpoint(folder, del_local_after_load=False)
+        reshard(self.teacher.module)
+
+
+def _folder(actor_path: Any) -> str:
+    return os.path.join(os.path.dirname(os.path.normpath(actor_path)), CHECKPOINT_FOLDER)

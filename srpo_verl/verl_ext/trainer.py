@@ -1,0 +1,148 @@
+"""veRL's synchronous V1 trainer with sample routing; registered under its own mode, `srpo`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+from srpo_verl.config.check import TRAINER_MODE, check_model, check_run
+from srpo_verl.verl_ext.nested import filler, jagged
+from srpo_verl.verl_ext.routing import RoutedBatch, Rollouts, Router
+from srpo_verl.verl_ext.schema import DISTILL, GRPO_ROW, SDPO_ROW, TEACHER_INPUT_IDS, WANT_SUPPORT
+from srpo_verl.verl_ext.worker import TEACHER_TIME, SrpoWorker
+
+WORKER_PREFIX = "actor/srpo/"
+"""veRL puts "actor/" before every metric of the update."""
+
+
+@register_trainer(TRAINER_MODE)
+class SrpoTrainer(PPOTrainerSync):
+    """Adds to one training step: routing after the rewards, the support in the old-log-prob pass, SRPO's metrics.
+
+    The teacher pass, the objective and the EMA are the worker's (verl_ext/worker.py).
+    """
+
+    def __init__(self, config: DictConfig):
+        self.srpo = check_run(config)
+        with open_dict(config):
+            # veRL compares the mode with "sync" in several places (replay buffer, checkpoints) and takes everything
+            # else for asynchronous.
+            config.trainer.v1.trainer_mode = "sync"
+            # Workers are given this part of the configuration only.
+            config.actor_rollout_ref.srpo = OmegaConf.create(OmegaConf.to_container(config.srpo, resolve=True))
+        super().__init__(config)
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        hf_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.model).hf_config
+        text_config = hf_config.get_text_config()
+        check_model(
+            self.config, self.srpo, text_config.vocab_size, getattr(text_config, "max_position_embeddings", None)
+        )
+        # The builder of veRL's own agent loops, so that student and teacher prompts cannot be formatted differently.
+        builder = create_continuous_token_builder(
+            self.tokenizer,
+            hf_model_type=hf_config.model_type,
+            chat_template_kwargs=self.config.data.get("apply_chat_template_kwargs", {}),
+        )
+        self.router = Router(
+            self.srpo,
+            decode=lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
+            render=lambda messages: builder.build_initial_tokens(list(messages)),
+            seed=self.config.data.get("seed") or 0,
+        )
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role in (Role.ActorRollout, Role.ActorRolloutRef):
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(SrpoWorker)
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        """Route, then balance the rows over ranks by student and teacher tokens together."""
+        rollouts = self._rollouts(batch)
+        routed = self.router.route(rollouts, self.global_steps)
+        metrics.update(routed.metrics)
+        teacher_tokens = {
+            key: len(reprompt.token_ids) + len(response)
+            for key, reprompt, response in zip(rollouts.keys, routed.reprompts, rollouts.responses, strict=True)
+            if reprompt is not None
+        }
+        seq_lens = {key: tag["seq_len"] for key, tag in zip(batch.keys, batch.tags, strict=True)}
+        for key, tag in zip(batch.keys, batch.tags, strict=True):
+            tag["seq_len"] += teacher_tokens.get(key, 0)
+        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        for key, tag in zip(batch.keys, batch.tags, strict=True):
+            tag["seq_len"] = seq_lens.get(key, tag["seq_len"])
+        self._distill = bool(teacher_tokens)
+        return self._write_routing(batch, rollouts, routed)
+
+    def _rollouts(self, batch: KVBatchMeta) -> Rollouts:
+        data = tq.kv_batch_get(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            select_fields=["uid", "rm_scores", "responses", "response_mask", "raw_prompt", "extra_fields"],
+        )
+        extra = [fields if isinstance(fields, dict) else {} for fields in list(data["extra_fields"])]
+        return Rollouts(
+            keys=batch.keys,
+            uids=[str(uid) for uid in list(data["uid"])],
+            rewards_B=data["rm_scores"].to_padded_tensor(0.0).sum(dim=-1),
+            responses=data["responses"].unbind(),
+            response_masks=data["response_mask"].unbind(),
+            messages=[list(messages) for messages in list(data["raw_prompt"])],
+            feedback=[str((fields.get("reward_extra_info") or {}).get("feedback") or "") for fields in extra],
+        )
+
+    def _write_routing(self, batch: KVBatchMeta, rollouts: Rollouts, routed: RoutedBatch) -> KVBatchMeta:
+        """Put the routing fields of every row, veRL's padding rows included, into TransferQueue."""
+        position = {key: row for row, key in enumerate(rollouts.keys)}
+        sdpo, grpo, teacher_ids = [], [], []
+        for key in batch.keys:
+            row = position.get(key)
+            sdpo.append(row is not None and bool(routed.routing.sdpo_B[row]))
+            grpo.append(row is not None and bool(routed.routing.grpo_B[row]))
+            reprompt = routed.reprompts[row] if row is not None else None
+            teacher_ids.append(
+                torch.cat([torch.tensor(reprompt.token_ids, dtype=torch.int64), rollouts.responses[row]])
+                if reprompt is not None and row is not None
+                else filler(torch.int64)
+            )
+        fields = {SDPO_ROW: torch.tensor(sdpo), GRPO_ROW: torch.tensor(grpo), TEACHER_INPUT_IDS: jagged(teacher_ids)}
+        extra_info = batch.extra_info
+        batch_with_fields = tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=TensorDict(fields, batch_size=len(batch)),
+            tags=batch.tags,
+        )
+        batch_with_fields.extra_info = extra_info
+        return batch_with_fields
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """The pass that runs anyway also returns the student's top-k tokens of the distilled rows."""
+        wants_support = self._distill and self.srpo.distillation.top_k is not None
+        batch.extra_info[WANT_SUPPORT] = wants_support
+        batch = super()._compute_old_log_prob(batch, metrics)
+        batch.extra_info.pop(WANT_SUPPORT, None)
+        return batch
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        batch.extra_info[DISTILL] = self._distill
+        batch = super()._update_actor(batch, metrics)
+        for key in [key for key in metrics if key.startswith(WORKER_PREFIX)]:
+            metrics[key.removeprefix("actor/")] = metrics.pop(key)
+        if TEACHER_TIME in metrics:
+            self.timing_raw["srpo_teacher"] = metrics.pop(TEACHER_TIME)
+        return batch

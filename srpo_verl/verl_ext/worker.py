@@ -1,0 +1,149 @@
+"""The FSDP worker of an SRPO run: veRL's hybrid worker with a self-teacher beside the actor."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import open_dict
+from tensordict import TensorDict
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id, get_device_name
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from srpo_verl.config.schema import SrpoConfig, parse
+from srpo_verl.functional import entropy_weights
+from srpo_verl.verl_ext import engine as srpo_engine
+from srpo_verl.verl_ext.loss import SrpoLoss
+from srpo_verl.verl_ext.nested import like, rows_to_tokens
+from srpo_verl.verl_ext.schema import DISTILL, NUM_SDPO_TOKENS, SDPO_ROW, TEACHER_ENTROPY, WEIGHTS
+from srpo_verl.verl_ext.teacher_pass import score_rows
+from srpo_verl.verl_ext.teacher_weights import TeacherWeights, build_teacher, reshard
+
+TEACHER_TIME = "srpo/teacher_seconds"
+"""Travels with the worker's metrics; the trainer logs it as timing_s/srpo_teacher."""
+
+srpo_engine.register()
+
+
+class SrpoTrainingWorker(TrainingWorker):
+    """The actor inside the worker. Computes equation (4) once per optimizer mini-batch, over all ranks."""
+
+    srpo: SrpoConfig
+
+    def train_batch(self, data: TensorDict) -> TensorDict:
+        """One optimizer mini-batch: weights first, because they and the denominator are properties of all of it."""
+        statistics: dict[str, float] = {}
+        if TEACHER_ENTROPY in data:
+            statistics = self._add_weights(data)
+        output = super().train_batch(data)
+        if output is not None:
+            tu.assign_non_tensor(output, metrics={**tu.get(output, "metrics"), **statistics})
+        return output
+
+    def _add_weights(self, data: TensorDict) -> dict[str, float]:
+        """Add WEIGHTS and |Omega| to the mini-batch; return the statistics over Omega, equal on all ranks."""
+        group = self.engine.get_data_parallel_group()
+        mask = data["response_mask"]
+        in_omega = mask.values().bool() & rows_to_tokens(data[SDPO_ROW], mask)
+        entropy, in_omega = data[TEACHER_ENTROPY].values().to(get_device_id()), in_omega.to(get_device_id())
+        weights = entropy_weights(entropy, in_omega, beta=self.srpo.weighting.beta, process_group=group)
+        data[WEIGHTS] = like(weights.to(mask.values().device), mask)
+
+        selected, entropies = weights[in_omega].double(), entropy[in_omega].double()
+        sums = torch.stack([in_omega.sum().double(), entropies.sum(), selected.sum(), selected.square().sum()])
+        largest = selected.max() if len(selected) else selected.new_zeros(())
+        dist.all_reduce(sums, group=group)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+        count = int(sums[0])
+        tu.assign_non_tensor(data, **{NUM_SDPO_TOKENS: count})
+        if count == 0:
+            return {}
+        mean_entropy, mean, mean_square = (sums[1:] / count).tolist()
+        return {
+            "srpo/teacher_entropy_mean": mean_entropy,
+            "srpo/weight_mean": mean,
+            "srpo/weight_std": max(0.0, mean_square - mean * mean) ** 0.5,
+            "srpo/weight_max": largest.item(),
+        }
+
+
+class SrpoWorker(ActorRolloutRefWorker):
+    """veRL's actor-rollout(-ref) worker; the configuration arrives as `srpo` inside `actor_rollout_ref`."""
+
+    actor_worker_cls = SrpoTrainingWorker
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        self.srpo = parse(self.config.srpo)
+        with open_dict(self.config.model):
+            self.config.model.model_type = srpo_engine.STUDENT_TYPE
+        super().init_model()
+        self.actor.srpo = self.srpo
+        self.actor.engine.distillation = self.srpo.distillation
+        self.actor.set_loss_fn(SrpoLoss(self.loss_fn.keywords["config"], self.srpo))
+        self.teacher_weights: TeacherWeights | None = None
+        if self.srpo.needs_teacher_copy:
+            teacher = build_teacher(self.actor.config, self.srpo)
+            teacher.distillation = self.srpo.distillation
+            self.teacher_weights = TeacherWeights(teacher, self.actor.engine, self.srpo)
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def update_actor(self, data: TensorDict) -> TensorDict:
+        """Teacher pass, veRL's update over all optimizer mini-batches, EMA step."""
+        metrics: dict[str, float] = {}
+        if self.srpo.uses_teacher:
+            started = time.perf_counter()
+            tokens = self._score(data) if tu.get_non_tensor_data(data, DISTILL, default=False) else 0
+            metrics["srpo/teacher_forward_tokens"] = self._reduce(tokens, dist.ReduceOp.SUM)
+            metrics[TEACHER_TIME] = time.perf_counter() - started
+        output = super().update_actor(data)
+        if self.srpo.uses_teacher:
+            started = time.perf_counter()
+            metrics["srpo/teacher_distance"] = self.teacher_weights.step() if self.teacher_weights else 0.0
+            metrics[TEACHER_TIME] += time.perf_counter() - started
+            metrics[TEACHER_TIME] = self._reduce(metrics[TEACHER_TIME], dist.ReduceOp.MAX)
+        if output is not None:
+            # veRL's own entries are lists over mini-batches; the trainer averages them.
+            tu.assign_non_tensor(
+                output, metrics={**tu.get(output, "metrics"), **{key: [value] for key, value in metrics.items()}}
+            )
+        return output
+
+    def _score(self, data: TensorDict) -> int:
+        engine = self.teacher_weights.teacher if self.teacher_weights else self.actor.engine
+        settings = self.actor.engine_config
+        return score_rows(
+            engine,
+            data,
+            max_tokens=settings.infer_max_token_len_per_gpu if settings.use_dynamic_bsz else None,
+            micro_batch_size=settings.infer_micro_batch_size_per_gpu,
+            temperature=float(tu.get_non_tensor_data(data, "temperature", default=1.0)),
+            use_remove_padding=bool(self.actor.model_config.get("use_remove_padding", False)),
+            after_forward=lambda: reshard(engine.module),
+        )
+
+    @staticmethod
+    def _reduce(value: float, operation: Any) -> float:
+        tensor = torch.tensor(float(value), dtype=torch.float64, device=get_device_name())
+        dist.all_reduce(tensor, op=operation)
+        return tensor.item()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_checkpoint(
+        self, local_path: str, hdfs_path: str | None = None, global_step: int = 0, max_ckpt_to_keep: int | None = None
+    ) -> None:
+        super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
+        if self.teacher_weights:
+            self.teacher_weights.save(local_path, global_step, max_ckpt_to_keep)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_checkpoint(
+        self, local_path: str, hdfs_path: str | None = None, del_local_after_load: bool = False
+    ) -> None:
+        super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
+        if self.teacher_weights:
+            self.teacher_weights.load(local_path)

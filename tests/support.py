@@ -1,0 +1,156 @@
+"""Shared by the tests: a tiny model and data set on disk, and the trainer in a subprocess under a time limit."""
+
+import json
+import os
+import shutil
+import signal
+import string
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+PAD, EOS, START = "<|endoftext|>", "<|im_end|>", "<|im_start|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per printable ASCII character, plus three special ones."""
+    characters = sorted(set(string.printable) - set("\r\x0b\x0c"))
+    vocab = {token: index for index, token in enumerate([PAD, EOS, START, *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        additional_special_tokens=[START],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_model(directory: Path, *, tie_word_embeddings: bool = False, seed: int = 0) -> Path:
+    """Save a random Qwen3 of some 30,000 parameters and its tokenizer (as long as its vocabulary)."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=tie_word_embeddings,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def tiny_parquet(directory: Path, rows: int, name: str = "train") -> Path:
+    """Write a data set in veRL's format: additions, whose answer is the ground truth."""
+    directory.mkdir(parents=True, exist_ok=True)
+    records = [
+        {
+            "prompt": [{"role": "user", "content": f"{index} + {index % 7} ="}],
+            "data_source": "toy",
+            "reward_model": {"ground_truth": str(index + index % 7), "style": "rule"},
+            "extra_info": {"index": index, "split": name},
+        }
+        for index in range(rows)
+    ]
+    path = directory / f"{name}.parquet"
+    pd.DataFrame(records).to_parquet(path)
+    return path
+
+
+REWARD_FILE = Path(__file__).with_name("toy_reward.py")
+
+
+@dataclass
+class Run:
+    """What a run of the trainer left behind."""
+
+    returncode: int
+    stdout: Path
+    cwd: Path
+    # training step -> metrics, from veRL's "file" logger
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def tail(self, lines: int = 60) -> str:
+        """End of the output, for failure messages."""
+        return "\n".join(self.stdout.read_text(errors="replace").splitlines()[-lines:])
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step; entries of the same step are merged."""
+    metrics: dict[int, dict[str, float]] = {}
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        metrics.setdefault(entry["step"], {}).update(entry["data"])
+    return metrics
+
+
+def run_main_ppo(args: list[str], timeout: float, *, cwd: Path, env: dict[str, str] | None = None) -> Run:
+    """Run `python -m verl.trainer.main_ppo ARGS` in `cwd`, in a session and a Ray instance of its own.
+
+    On timeout the whole session is killed, Ray's processes included, and subprocess.TimeoutExpired raised.
+    """
+    cwd.mkdir(parents=True, exist_ok=True)
+    # Unix socket paths are limited to about 100 characters, so Ray's directory cannot lie in pytest's.
+    ray_dir = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    metrics_path, stdout_path = cwd / "metrics.jsonl", cwd / "stdout.log"
+    full_env = {
+        **os.environ,
+        "VERL_FILE_LOGGER_PATH": str(metrics_path),
+        "RAY_TMPDIR": str(ray_dir),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_OFFLINE": "1",
+        "HYDRA_FULL_ERROR": "1",
+        **(env or {}),
+    }
+    full_env.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *args]
+    try:
+        with stdout_path.open("wb") as stdout:
+            process = subprocess.Popen(
+                command, cwd=cwd, env=full_env, stdout=stdout, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            try:
+                returncode = process.wait(timeout)
+            finally:
+                _end_session(process)
+    finally:
+        shutil.rmtree(ray_dir, ignore_errors=True)
+    metrics = read_metrics(metrics_path) if metrics_path.exists() else {}
+    return Run(returncode=returncode, stdout=stdout_path, cwd=cwd, metrics=metrics)
+
+
+def _end_session(process: subprocess.Popen) -> None:
+    """Kill every process of the run's session, Ray's included: those have process groups of their own, but not sessions."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) == process.pid:
+                os.kill(int(stat.parent.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended by itself meanwhile
+    process.wait()
