@@ -145,7 +145,7 @@ def run_main_ppo(args: list[str], timeout: float, *, cwd: Path, env: dict[str, s
 
 
 def _end_session(process: subprocess.Popen) -> None:
-    """Kill every process of the run's session, Ray's included: those have process groups of their own, but not sessions."""
+    """Kill every process of the run's session; Ray's have process groups of their own, but not sessions."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rsplit(")", 1)[1].split()

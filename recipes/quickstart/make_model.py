@@ -1,7 +1,7 @@
 """Supervised warm-up of the quickstart model: ``python -m recipes.quickstart.make_model --out DIR``.
 
 SRPO starts from a model that solves some of the questions, and many more once it has seen a correct sibling. Large
-models come like that; here 1600 steps of imitation make one. Plain examples have a slip in some of their steps, which
+models come like that; here 1000 steps of imitation make one. Plain examples have a slip in some of their steps, which
 leaves room to learn. Examples with a demonstration have none, so that the self-teacher is worth following. Only half
 of these repeat the demonstration's style and order: a model that was always shown the text to copy would, as a
 teacher, punish every response that is right in another way.
@@ -31,7 +31,7 @@ STYLE_SHARES = (0.35, 0.30, 0.25, 0.10)  # in the order of task.STYLES
 class Settings:
     """What the finished model depends on; a model is made again when any of it changes."""
 
-    steps: int = 1600
+    steps: int = 1000
     seed: int = 0
     products: int = task.PRODUCTS
     batch_size: int = 32

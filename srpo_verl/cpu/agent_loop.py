@@ -16,7 +16,11 @@ def session_seed(*, validate: bool, index: object, session_id: int) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
-class _SeededWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__):
+# `AgentLoopWorkerTQ` is a Ray actor class, which cannot be subclassed; this is the class it was made from.
+_UndecoratedWorker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
+
+
+class _SeededWorker(_UndecoratedWorker):
     """veRL's worker, which adds the session's seed to the sampling parameters of every agent loop."""
 
     def __init__(self, *args, **kwargs) -> None:

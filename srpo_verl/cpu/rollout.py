@@ -106,7 +106,7 @@ class HFServer:
     the trainer, so that a run ends instead of training on what is left.
     """
 
-    def __init__(self, config: RolloutConfig, model_config: Any, replica_rank: int) -> None:
+    def __init__(self, config: Any, model_config: Any, replica_rank: int) -> None:
         """Build the model: from its config alone under load_format=dummy, else with the weights on disk."""
         self.config: RolloutConfig = omega_conf_to_dataclass(config)
         self.model_config: HFModelConfig = omega_conf_to_dataclass(model_config, dataclass_type=HFModelConfig)
@@ -296,10 +296,9 @@ class HFReplica(RolloutReplica):
                 f"data_parallel_size and pipeline_model_parallel_size to 1 (their product is {self.world_size})"
             )
         name = server_name(self.config.name, self.replica_rank)
-        server = (
-            ray.remote(HFServer)
-            .options(name=name, num_cpus=1, max_concurrency=self.max_concurrency)
-            .remote(self.config, self.model_config, self.replica_rank)
+        actor_class: Any = ray.remote(HFServer)
+        server = actor_class.options(name=name, num_cpus=1, max_concurrency=self.max_concurrency).remote(
+            self.config, self.model_config, self.replica_rank
         )
         await server.wake_up.remote()
         self.servers = [server]
@@ -307,7 +306,7 @@ class HFReplica(RolloutReplica):
         self._server_address = name
 
 
-def server_name(rollout_name: str, replica_rank: int) -> str:
+def server_name(rollout_name: str | None, replica_rank: int) -> str:
     """Name under which worker and replica find the actor."""
     return f"{rollout_name}_server_{replica_rank}_0"
 
@@ -327,7 +326,7 @@ class HFServerAdapter(BaseRollout):
         """Nothing is held."""
 
     @torch.no_grad()
-    async def update_weights(
+    async def update_weights(  # type: ignore[override]  # what the worker passes, by name rather than as **kwargs
         self,
         weights: Iterable[tuple[str, torch.Tensor]],
         wire_format: str = "named_tensors",

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from srpo_verl.rewards.result import make_result
+from srpo_verl.rewards.result import make_result, shorten
 
 CPU_SECONDS = 3  # of processor time for one comparison, so that a busy machine does not change a score
 WAIT_SECONDS = 5.0  # of wall time until a comparison counts as failed
@@ -182,6 +182,6 @@ def validate_ground_truth(ground_truth: Any) -> None:
     """Raise ValueError unless the gold answer is a number or a text of 1 to `MAX_ANSWER_CHARS` characters."""
     text = _gold_text(ground_truth)
     if not text:
-        raise ValueError(f"the answer must be a number or a text that is not empty, got {ground_truth!r:.80}")
+        raise ValueError(f"the answer must be a number or a text that is not empty, got {shorten(ground_truth)}")
     if len(text) > MAX_ANSWER_CHARS:
         raise ValueError(f"the answer has {len(text)} characters, more than {MAX_ANSWER_CHARS}")

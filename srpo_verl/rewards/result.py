@@ -29,3 +29,11 @@ def make_result(*, correct: bool, pred: str, format_ok: bool, feedback: str) -> 
         "format_ok": format_ok,
         "feedback": "" if correct else feedback,
     }
+
+
+def shorten(value: Any) -> str:
+    """A value in an error message: its beginning, whatever it is (the text of a very long integer is an error)."""
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"

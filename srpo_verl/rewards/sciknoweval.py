@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from srpo_verl.rewards.result import make_result
+from srpo_verl.rewards.result import make_result, shorten
 
 OPEN, CLOSE = "<answer>", "</answer>"
 LETTERS = ("A", "B", "C", "D")
@@ -47,4 +47,4 @@ def compute_score(response: str, ground_truth: Any) -> dict[str, Any]:
 def validate_ground_truth(ground_truth: Any) -> None:
     """Raise ValueError unless the gold answer is one of the four letters."""
     if not isinstance(ground_truth, str) or ground_truth not in LETTERS:
-        raise ValueError(f"the answer must be one of {', '.join(LETTERS)}, got {ground_truth!r:.80}")
+        raise ValueError(f"the answer must be one of {', '.join(LETTERS)}, got {shorten(ground_truth)}")

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from srpo_verl.rewards.result import MAX_PRED_CHARS, make_result
+from srpo_verl.rewards.result import MAX_PRED_CHARS, make_result, shorten
 
 FEEDBACK_FORMAT = (
     "The response must name a tool on a line 'Action: <tool>', followed by a line 'Action Input: <JSON object>'."
@@ -105,17 +105,20 @@ def _gold_input(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _load_gold(ground_truth: Any) -> Any:
+    return _DECODER.decode(ground_truth) if isinstance(ground_truth, str) else ground_truth
+
+
 def parse_ground_truth(ground_truth: Any) -> list[Call] | None:
     """The gold calls as (name, input); None where the gold answer is no list of them."""
-    if isinstance(ground_truth, str):
-        try:
-            ground_truth = _DECODER.decode(ground_truth)
-        except (ValueError, RecursionError):
-            return None
-    if not isinstance(ground_truth, list):
+    try:
+        items = _load_gold(ground_truth)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(items, list):
         return None
     calls = []
-    for item in ground_truth:
+    for item in items:
         if not isinstance(item, dict) or not isinstance(item.get("Action"), str):
             return None
         name = item["Action"].strip().removeprefix(OPTIONAL_MARK).strip()
@@ -209,10 +212,6 @@ def compute_score(response: str, ground_truth: Any, *, strict: bool = False) -> 
     return make_result(correct=correct, pred=_describe(names, union), format_ok=format_ok, feedback=feedback)
 
 
-def _load_gold(ground_truth: Any) -> Any:
-    return _DECODER.decode(ground_truth) if isinstance(ground_truth, str) else ground_truth
-
-
 def validate_ground_truth(ground_truth: Any) -> None:
     """Raise ValueError unless the gold answer is a list of calls."""
     try:
@@ -220,7 +219,7 @@ def validate_ground_truth(ground_truth: Any) -> None:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the answer is not valid JSON: {error}") from error
     if not isinstance(value, list):
-        raise ValueError(f"the answer must be a JSON list of calls, got {ground_truth!r:.80}")
+        raise ValueError(f"the answer must be a JSON list of calls, got {shorten(ground_truth)}")
     for index, item in enumerate(value):
         if not isinstance(item, dict) or not isinstance(item.get("Action"), str):
             raise ValueError(f"call {index} of the answer must be an object with the string 'Action'")

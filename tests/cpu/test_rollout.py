@@ -164,9 +164,9 @@ def test_weight_sync_names_what_is_wrong(model_dir):
     sync.load((name, tensor) for name, tensor in weights.items() if name != "lm_head.weight")
     with pytest.raises(ValueError, match=r"1 of \d+ tensors did not arrive: \['lm_head.weight'\]"):
         sync.finish()
-    with pytest.raises(ValueError, match="'model.norm.weight' was sent twice"):
+    with pytest.raises(ValueError, match=r"'model\.norm\.weight' was sent twice"):
         sync.load([("model.norm.weight", weights["model.norm.weight"])])
-    with pytest.raises(ValueError, match="no tensor named 'model.other'"):
+    with pytest.raises(ValueError, match=r"no tensor named 'model\.other'"):
         WeightSync(model).load([("model.other", torch.zeros(1))])
     with pytest.raises(ValueError, match="has shape"):
         WeightSync(model).load([("model.norm.weight", torch.zeros(1))])

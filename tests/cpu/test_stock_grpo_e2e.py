@@ -1,0 +1,126 @@
+"""veRL's own trainer and GRPO on the CPU, end to end through `python -m verl.trainer.main_ppo`."""
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.support import REWARD_FILE, run_main_ppo, tiny_model, tiny_parquet
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU platform is not active here")
+HERE = Path(__file__).parent
+VAL_REWARD = "val-aux/toy/reward/mean@1"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("inputs")
+    return [
+        f"actor_rollout_ref.model.path={tiny_model(root / 'model')}",
+        f"data.train_files={tiny_parquet(root, 16)}",
+        f"data.val_files={tiny_parquet(root, 4, 'val')}",
+        f"reward.custom_reward_function.path={REWARD_FILE}",
+        "reward.custom_reward_function.name=compute_score",
+    ]
+
+
+def train(inputs, cwd, *overrides):
+    arguments = [f"--config-path={HERE}", "--config-name=stock_grpo", *inputs, *overrides]
+    run = run_main_ppo(arguments, timeout=400, cwd=cwd)
+    assert run.returncode == 0, run.tail()
+    return run
+
+
+def check_training(run, steps):
+    assert sorted(run.metrics) == list(range(steps + 1))
+    assert VAL_REWARD in run.metrics[0]
+    assert VAL_REWARD in run.metrics[steps]
+    for step in range(1, steps + 1):
+        metrics = run.metrics[step]
+        assert metrics["training/rollout_probs_diff_max"] < 1e-6  # rollout and trainer hold the same weights
+        assert metrics["actor/grad_norm"] > 0
+        assert math.isfinite(metrics["actor/pg_loss"])
+        assert metrics["response_length/max"] <= 12
+        assert 0 < metrics["critic/score/mean"] < 1
+        assert metrics["critic/score/max"] > metrics["critic/score/min"]
+
+
+def test_two_steps_on_one_rank(inputs, tmp_path):
+    check_training(train(inputs, tmp_path), steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_two_steps_with_a_reference_policy(inputs, tmp_path, strategy, ranks):
+    run = train(
+        inputs,
+        tmp_path,
+        f"actor_rollout_ref.actor.strategy={strategy}",
+        f"trainer.n_gpus_per_node={ranks}",
+        "actor_rollout_ref.actor.use_kl_loss=true",
+    )
+    check_training(run, steps=2)
+    # The first update is the same whatever the layout: same weights, same rollouts, same gradient.
+    assert run.metrics[1]["critic/score/mean"] == pytest.approx(0.1104166, abs=1e-6)
+    assert run.metrics[2]["actor/kl_loss"] > 0
+
+
+def weights(checkpoint, ranks):
+    """The saved shards of the actor, rank by rank."""
+    shards = []
+    for rank in range(ranks):
+        path = checkpoint / "actor" / f"model_world_size_{ranks}_rank_{rank}.pt"
+        state = torch.load(path, weights_only=False)
+        shards.append({name: getattr(tensor, "_local_tensor", tensor) for name, tensor in state.items()})
+    return shards
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_a_resumed_run_equals_the_uninterrupted_one(inputs, tmp_path, strategy, ranks):
+    overrides = [
+        f"actor_rollout_ref.actor.strategy={strategy}",
+        f"trainer.n_gpus_per_node={ranks}",
+        "trainer.total_training_steps=4",
+        "trainer.save_freq=2",
+        "trainer.resume_mode=auto",
+        "trainer.default_local_dir=checkpoints",
+    ]
+    whole = train(inputs, tmp_path / "whole", *overrides)
+    saved = tmp_path / "whole" / "checkpoints"
+    restored = tmp_path / "resumed" / "checkpoints"
+    restored.mkdir(parents=True)
+    shutil.copytree(saved / "global_step_2", restored / "global_step_2")
+    (restored / "latest_checkpointed_iteration.txt").write_text("2")
+    resumed = train(inputs, tmp_path / "resumed", *overrides, "trainer.val_before_train=false")
+
+    assert 1 not in resumed.metrics
+    for step in (3, 4):
+        for key in ("critic/score/mean", "response_length/mean", "actor/grad_norm", "actor/pg_loss"):
+            assert resumed.metrics[step][key] == pytest.approx(whole.metrics[step][key], rel=1e-5, abs=1e-7), key
+    assert resumed.metrics[4][VAL_REWARD] == whole.metrics[4][VAL_REWARD]
+    final, expected = (weights(root / "global_step_4", ranks) for root in (restored, saved))
+    moved = weights(saved / "global_step_2", ranks)
+    for rank in range(ranks):
+        for name, tensor in expected[rank].items():
+            torch.testing.assert_close(final[rank][name], tensor, rtol=0, atol=1e-6)
+        assert any(not torch.equal(tensor, moved[rank][name]) for name, tensor in expected[rank].items())
+
+
+@pytest.mark.slow
+def test_a_failing_rollout_ends_the_run(inputs, tmp_path):
+    directory = tiny_model(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    model.lm_head.weight.data[5] = float("nan")
+    model.save_pretrained(directory)
+    arguments = [f"--config-path={HERE}", "--config-name=stock_grpo", *inputs]
+    arguments += [f"actor_rollout_ref.model.path={directory}", "trainer.val_before_train=false"]
+    run = run_main_ppo(arguments, timeout=300, cwd=tmp_path / "run")
+    assert run.returncode != 0
+    assert "the rollout model's logits are not finite" in run.stdout.read_text()
+    assert not run.metrics

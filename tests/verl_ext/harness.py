@@ -1,0 +1,225 @@
+"""Runs the shipped worker on one fixed batch, outside Ray: same rollouts in, whatever the ranks and micro-batches.
+
+One process per rank; every case of a world size runs in the same processes, because importing veRL takes longer than
+a case. The batch has all three kinds of rows: correct, failed with a sibling, failed without; ragged lengths, a
+response of one token, and tokens masked in the middle of a response.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+STEPS = 2
+TEMPERATURE = 0.9
+TOP_K = 20
+LEARNING_RATE = 1e-2
+ADAM_EPS = 1e-3
+EMA_RATE = 0.3
+
+#                 A: two correct, two failed   B: all failed   C: one of each
+REWARDS = [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+GROUPS = ["A", "A", "A", "A", "B", "B", "C", "C"]
+PROMPT_LENGTHS = [5, 5, 5, 5, 7, 7, 3, 3]
+RESPONSE_LENGTHS = [6, 9, 4, 1, 7, 3, 8, 5]
+REPROMPT_LENGTHS = [13, 14, 15, 12, 9, 10, 16, 17]
+MASKED_TOKENS = [(1, 4), (6, 2), (6, 3)]
+VOCABULARY = 97
+
+
+@dataclass
+class Case:
+    """A configuration of the worker: Hydra overrides, and which rows each rank holds."""
+
+    name: str
+    overrides: list[str] = field(default_factory=list)
+    rows_of_rank: list[list[int]] | None = None
+
+
+def batch_tensors() -> dict[str, list[torch.Tensor]]:
+    """The fixed rollouts, as lists over rows of one-dimensional tensors."""
+    generator = torch.Generator().manual_seed(11)
+
+    def ids(length: int) -> torch.Tensor:
+        return torch.randint(3, VOCABULARY, (length,), generator=generator)
+
+    prompts = [ids(length) for length in PROMPT_LENGTHS]
+    responses = [ids(length) for length in RESPONSE_LENGTHS]
+    reprompts = [ids(length) for length in REPROMPT_LENGTHS]
+    masks = [torch.ones(length, dtype=torch.int64) for length in RESPONSE_LENGTHS]
+    for row, position in MASKED_TOKENS:
+        masks[row][position] = 0
+    return {
+        "prompts": prompts,
+        "responses": responses,
+        "response_mask": masks,
+        "teacher": [torch.cat(pair) for pair in zip(reprompts, responses, strict=True)],
+        # What is added to the fresh log-probs to make ratios other than 1, some of them truncated.
+        "log_ratio_noise": [torch.randn(length, generator=generator) * 0.5 for length in RESPONSE_LENGTHS],
+        "rollout_is_weights": [0.5 + 1.5 * torch.rand(length, generator=generator) for length in RESPONSE_LENGTHS],
+    }
+
+
+def compose(overrides: list[str], model: Path) -> Any:
+    """The configuration a user would get from `--config-name srpo platform=cpu` and the overrides."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from omegaconf import OmegaConf, open_dict
+
+    with initialize_config_module(config_module="srpo_verl.config", version_base=None):
+        config = hydra_compose(
+            "srpo",
+            [
+                "platform=cpu",
+                f"actor_rollout_ref.model.path={model}",
+                "actor_rollout_ref.model.enable_gradient_checkpointing=false",
+                f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",
+                "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
+                f"+actor_rollout_ref.actor.optim.override_optimizer_config.eps={ADAM_EPS}",
+                "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=64",
+                f"srpo.distillation.top_k={TOP_K}",
+                "data.max_prompt_length=64",
+                "srpo.demonstration.max_prompt_tokens=128",
+                *overrides,
+            ],
+        )
+    with open_dict(config):
+        config.actor_rollout_ref.srpo = OmegaConf.to_container(config.srpo)
+    OmegaConf.resolve(config)
+    return config
+
+
+def _run_case(case: Case, model: Path, rank: int, world_size: int) -> dict[str, Any]:
+    from tensordict import TensorDict
+    from verl.utils import tensordict_utils as tu
+    from verl.workers.utils.padding import response_from_nested
+
+    from srpo_verl.functional import group_advantages, route_samples
+    from srpo_verl.verl_ext import schema
+    from srpo_verl.verl_ext.nested import filler, jagged
+    from srpo_verl.verl_ext.worker import SrpoWorker
+
+    config = compose(case.overrides, model)
+    worker = SrpoWorker(config=config.actor_rollout_ref, role="actor")
+    worker.init_model()
+
+    every = batch_tensors()
+    rewards = torch.tensor(REWARDS)
+    routing = route_samples(rewards, GROUPS, routing=config.srpo.routing)
+    advantages = group_advantages(rewards, GROUPS)
+    rows_of_rank = case.rows_of_rank or [list(range(r, len(REWARDS), world_size)) for r in range(world_size)]
+    rows = rows_of_rank[rank]
+
+    def column(name: str) -> torch.Tensor:
+        return jagged([every[name][row] for row in rows])
+
+    def fresh_batch(**flags: Any) -> TensorDict:
+        input_ids = [torch.cat([every["prompts"][row], every["responses"][row]]) for row in rows]
+        columns = {
+            "prompts": column("prompts"),
+            "responses": column("responses"),
+            "response_mask": column("response_mask"),
+            "loss_mask": column("response_mask"),
+            "input_ids": jagged(input_ids),
+            "position_ids": jagged([torch.arange(len(ids)) for ids in input_ids]),
+            "rollout_is_weights": column("rollout_is_weights"),
+            "advantages": jagged([advantages[row] * every["response_mask"][row] for row in rows]),
+            schema.SDPO_ROW: routing.sdpo_B[rows],
+            schema.GRPO_ROW: routing.grpo_B[rows],
+            schema.TEACHER_INPUT_IDS: jagged(
+                [every["teacher"][row] if routing.sdpo_B[row] else filler(torch.int64) for row in rows]
+            ),
+        }
+        return tu.get_tensordict(columns, non_tensor_dict={"temperature": TEMPERATURE, **flags})
+
+    metrics = []
+    for _ in range(STEPS):
+        has_support = config.srpo.distillation.top_k is not None and bool(routing.sdpo_B.any())
+        log_prob_batch = fresh_batch(
+            calculate_entropy=True, compute_loss=False, **{schema.WANT_SUPPORT: has_support}
+        )
+        output = worker.compute_log_prob(log_prob_batch)
+        batch = fresh_batch(
+            calculate_entropy=False,
+            global_batch_size=len(REWARDS),
+            mini_batch_size=len(REWARDS),
+            epochs=1,
+            seed=0,
+            dataloader_kwargs={"shuffle": False},
+            **{schema.DISTILL: bool(routing.sdpo_B.any())},
+        )
+        fresh = response_from_nested(output["log_probs"], batch["response_mask"]).unbind()
+        batch["old_log_probs"] = jagged(
+            [lp + every["log_ratio_noise"][row] for lp, row in zip(fresh, rows, strict=True)]
+        )
+        if has_support:
+            batch[schema.SUPPORT] = output[schema.SUPPORT]
+        result = tu.get(worker.update_actor(batch), "metrics")
+        metrics.append(
+            {
+                key: float(torch.tensor(value, dtype=torch.float64).mean())
+                for key, value in result.items()
+                if key.startswith("srpo/") or key == "grad_norm"
+            }
+        )
+
+    def full(engine: Any) -> dict[str, torch.Tensor]:
+        return {name: value.detach().float().clone() for name, value in engine.get_per_tensor_param()[0]}
+
+    teacher = full(worker.teacher_weights.teacher) if worker.teacher_weights else {}
+    return {"metrics": metrics, "student": full(worker.actor.engine), "teacher": teacher}
+
+
+def _rank_main(rank: int, world_size: int, port: int, cases: list[Case], model: Path, out: Path) -> None:
+    os.environ.update(
+        {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    )
+    torch.set_num_threads(1)
+    for case in cases:
+        torch.manual_seed(0)
+        result = _run_case(case, model, rank, world_size)
+        if rank == 0:
+            torch.save(result, out / f"{case.name}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def run_cases(cases: list[Case], world_size: int, model: Path, out: Path, timeout: float = 400) -> dict[str, dict]:
+    """Run every case on `world_size` ranks; return their results by name. A rank that hangs fails the test."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.spawn(
+        _rank_main, (world_size, port, cases, model, out), nprocs=world_size, join=False, daemon=False
+    )
+    try:
+        if not _join(context, timeout):
+            raise TimeoutError(f"{world_size} ranks did not finish {[case.name for case in cases]} in {timeout} s")
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+    return {case.name: torch.load(out / f"{case.name}.pt") for case in cases}
+
+
+def _join(context: Any, timeout: float) -> bool:
+    import time
+
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if context.join(timeout=5):
+            return True
+    return False

@@ -1,0 +1,169 @@
+"""The whole update - support, teacher pass, weights, objective, optimizer, EMA - against a float64 oracle.
+
+Micro-batches, packing, FSDP version and ranks are ways of computing; none of them may change what is computed.
+"""
+
+import pytest
+import torch
+
+from srpo_verl.functional import group_advantages, route_samples
+from tests.support import tiny_model
+from tests.verl_ext import harness, step_oracle
+from tests.verl_ext.harness import Case
+
+ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+EMA = [f"srpo.teacher.ema_rate={harness.EMA_RATE}"]
+PADDED = ["actor_rollout_ref.model.use_remove_padding=false"]
+FSDP1, FSDP2 = [f"{ACTOR}.strategy=fsdp"], [f"{ACTOR}.strategy=fsdp2"]
+BF16 = [f"{ACTOR}.fsdp_config.mixed_precision.param_dtype=bf16"]
+
+
+def fixed(size: int) -> list[str]:
+    return [
+        f"{ACTOR}.use_dynamic_bsz=false",
+        f"{ACTOR}.ppo_micro_batch_size_per_gpu={size}",
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu={size}",
+    ]
+
+
+SDPO_ON_RANK_0 = [[1, 3, 7, 0], [2, 4, 5, 6]]
+
+ONE_RANK = [
+    Case("fsdp2-packed-dynamic", [*EMA, *FSDP2]),
+    Case("fsdp2-packed-1", [*EMA, *FSDP2, *fixed(1)]),
+    Case("fsdp2-padded-8", [*EMA, *FSDP2, *PADDED, *fixed(8)]),
+    Case("fsdp1-padded-1", [*EMA, *FSDP1, *PADDED, *fixed(1)]),
+    Case("fsdp1-packed-8", [*EMA, *FSDP1, *fixed(8)]),
+    Case("offloads", [*EMA, *FSDP2, f"{ACTOR}.fsdp_config.param_offload=true", "srpo.teacher.cpu_offload=true"]),
+]
+TWO_RANKS = [
+    Case("2-fsdp2-packed-dynamic", [*EMA, *FSDP2]),
+    Case("2-fsdp2-padded-1-one-sided", [*EMA, *FSDP2, *PADDED, *fixed(1)], SDPO_ON_RANK_0),
+    Case("2-fsdp1-packed-4", [*EMA, *FSDP1, *fixed(4)]),
+    Case("2-fsdp1-packed-dynamic-one-sided", [*EMA, *FSDP1], SDPO_ON_RANK_0),
+]
+ONE_RANK_BF16 = [Case("bf16-fsdp2-packed-dynamic", [*EMA, *FSDP2, *BF16])]
+TWO_RANKS_BF16 = [Case("2-bf16-fsdp1-packed-dynamic", [*EMA, *FSDP1, *BF16])]
+SETTINGS = [
+    Case("frozen", ["srpo.teacher.kind=frozen"]),
+    Case("live", ["srpo.teacher.kind=live"]),
+    Case("beta-0", [*EMA, "srpo.weighting.beta=0"]),
+    Case("full-vocabulary", [*EMA, "srpo.distillation.top_k=null"]),
+    Case(
+        "routing-none",
+        ["srpo.routing=none", "srpo.distillation.top_k=100", "srpo.demonstration.max_prompt_tokens=10240"],
+    ),
+    Case("routing-all", [*EMA, "srpo.routing=all"]),
+    Case("advantage-mix", [*EMA, "srpo.routing=advantage_mix", "srpo.advantage_mix.lambda=0.7"]),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def results(model, tmp_path_factory):
+    """Every case, computed once: one group of processes per world size."""
+    out = tmp_path_factory.mktemp("results")
+    one = harness.run_cases([*ONE_RANK, *ONE_RANK_BF16, *SETTINGS], 1, model, out)
+    return one | harness.run_cases([*TWO_RANKS, *TWO_RANKS_BF16], 2, model, out)
+
+
+def oracle(model, routing="sample", **kwargs):
+    rewards = torch.tensor(harness.REWARDS)
+    routed = route_samples(rewards, harness.GROUPS, routing=routing)
+    settings = {
+        "sdpo": routed.sdpo_B.tolist(),
+        "grpo_rows": routed.grpo_B.tolist(),
+        "advantages": group_advantages(rewards, harness.GROUPS).tolist(),
+        "steps": harness.STEPS,
+        "temperature": harness.TEMPERATURE,
+        "top_k": harness.TOP_K,
+        "learning_rate": harness.LEARNING_RATE,
+        "adam_eps": harness.ADAM_EPS,
+        "ema_rate": harness.EMA_RATE,
+    }
+    return step_oracle.run(model, harness.batch_tensors(), **(settings | kwargs))
+
+
+def assert_same(result, expected, tolerance):
+    for step, wanted in enumerate(expected["metrics"]):
+        for key, value in wanted.items():
+            assert result["metrics"][step][key] == pytest.approx(value, abs=tolerance, rel=tolerance), (step, key)
+    for part in ("student", "teacher"):
+        for name, tensor in result[part].items():
+            torch.testing.assert_close(
+                tensor, expected[part][name], atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{part} {n}: {m}"
+            )
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return oracle(model)
+
+
+def test_the_batch_has_all_three_kinds_of_rows_and_both_branches_matter(expected):
+    routed = route_samples(torch.tensor(harness.REWARDS), harness.GROUPS)
+    assert routed.sdpo_B.tolist() == [False, True, False, True, False, False, False, True]
+    assert not routed.teacher_B[4:6].any()  # the fallback
+    # A branch that contributed nothing could be wrong without any test noticing.
+    assert abs(expected["metrics"][0]["srpo/grpo_loss"]) > 1e-3
+    assert abs(expected["metrics"][0]["srpo/sdpo_loss"]) > 1e-3
+    assert expected["metrics"][0]["srpo/weight_std"] > 1e-2
+
+
+# fp32 against float64: losses of order 0.1 and weights of order 0.1 that moved by about 1e-2 per step.
+@pytest.mark.parametrize("name", [case.name for case in [*ONE_RANK, *TWO_RANKS]])
+def test_ways_of_computing_change_nothing(results, expected, name):
+    assert_same(results[name], expected, tolerance=1e-5)
+
+
+# bf16 has 8 bits of mantissa: single activations are off by up to 2^-8 = 4e-3, losses and weights by little more.
+@pytest.mark.parametrize("name", [case.name for case in [*ONE_RANK_BF16, *TWO_RANKS_BF16]])
+def test_bf16_stays_close(results, expected, name):
+    assert_same(results[name], expected, tolerance=4e-2)
+
+
+def test_the_teacher_moved_and_is_not_the_student(results, expected, model):
+    from transformers import AutoModelForCausalLM
+
+    start = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    for name in ("fsdp2-packed-dynamic", "2-fsdp1-packed-4"):
+        for parameter, value in results[name]["teacher"].items():
+            # Embeddings, final norm and LM head are the root unit, which FSDP1 leaves gathered after a forward.
+            moved = (value - start[parameter]).abs().max()
+            behind = (value - results[name]["student"][parameter]).abs().max()
+            assert moved > 1e-4, parameter
+            assert behind > 1e-4, parameter
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("frozen", {"teacher_kind": "frozen"}),
+        ("live", {"teacher_kind": "live"}),
+        ("beta-0", {"beta": 0.0}),
+        ("full-vocabulary", {"top_k": None}),
+        ("routing-none", {"routing": "none", "teacher_kind": "frozen"}),
+        ("routing-all", {"routing": "all"}),
+        ("advantage-mix", {"routing": "advantage_mix", "grpo_scale": 0.7, "sdpo_scale": 0.3}),
+    ],
+)
+def test_every_setting_means_what_the_equations_say(results, model, name, settings):
+    expected = oracle(model, **settings)
+    if name in ("live", "routing-none"):
+        for entry in expected["metrics"]:
+            entry.pop("srpo/teacher_distance", None)
+        expected["teacher"] = {}
+        assert results[name]["teacher"] == {}
+    assert_same(results[name], expected, tolerance=1e-5)
+
+
+def test_settings_change_the_loss(results):
+    """A switch that changed nothing would pass every comparison with an oracle that ignored it as well."""
+    losses = {name: results[name]["metrics"][1]["srpo/loss"] for name in [case.name for case in SETTINGS]}
+    losses["srpo"] = results["fsdp2-packed-dynamic"]["metrics"][1]["srpo/loss"]
+    values = sorted(losses.values())
+    assert all(later - earlier > 1e-6 for earlier, later in zip(values, values[1:], strict=False)), losses
