@@ -13,7 +13,8 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 
@@ -37,7 +38,9 @@ class Check:
     remedy: str = ""
 
     def __str__(self) -> str:
-        remedy = f"; {self.remedy}" if self.remedy else ""
+        # After a traceback, the remedy would be lost at the end of its last line.
+        separator = f"\n{'':<10}" if "\n" in self.detail else "; "
+        remedy = f"{separator}{self.remedy}" if self.remedy else ""
         return f"{self.status:<8}{self.name}: {self.detail}{remedy}"
 
 
@@ -55,8 +58,8 @@ class PluginState:
     """How far `import verl` came with this plugin."""
 
     loaded: bool
-    error: BaseException | None = None
-    verl_error: BaseException | None = None
+    error: Exception | None = None
+    verl_error: Exception | None = None
 
 
 def supported_verl() -> tuple[str, ...]:
@@ -93,10 +96,13 @@ def check_python(found: tuple[int, int]) -> Check:
     return Check(NOTE, "python", f"{text} is untested", "make an environment with Python 3.10, 3.11 or 3.12")
 
 
-def check_torch(found: str | None, device: Device | None, has_nvidia_driver: bool) -> Check:
-    """torch, and the device it sees."""
-    if found is None or device is None:
+def check_torch(found: str | None, device: Device | Exception, has_nvidia_driver: bool) -> Check:
+    """torch, and the device it sees; `device`: the exception, where importing torch fails."""
+    if found is None:
         return Check(MISSING, "torch", "not installed", "pip install torch")
+    if isinstance(device, Exception):
+        detail = f"{found}, but `import torch` fails: {describe_error(device)}"
+        return Check(MISSING, "torch", detail, "pip install --force-reinstall torch")
     text = f"{found}, {device.description}"
     if not device.available:
         return Check(
@@ -147,11 +153,11 @@ def check_policy(value: str | None) -> Check:
         MISSING,
         POLICY_VARIABLE,
         f"{value!r} leaves {ENTRY_POINT} out",
-        f"unset it, or add {ENTRY_POINT} to it; no pip command is needed",
+        f"unset it, or add {ENTRY_POINT} to it",
     )
 
 
-def describe_error(error: BaseException) -> str:
+def describe_error(error: Exception) -> str:
     """The exception and the end of its traceback on one line each frame, innermost first."""
     frames = traceback.extract_tb(error.__traceback__)[-TRACEBACK_FRAMES:]
     places = [f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in reversed(frames)]
@@ -159,9 +165,9 @@ def describe_error(error: BaseException) -> str:
     return "\n".join([message, *(f"{'':<10}at {place}" for place in places)])
 
 
-def _import_remedy(error: BaseException, otherwise: str) -> str:
+def _import_remedy(error: Exception, otherwise: str) -> str:
     """What pip can do about a failed import."""
-    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("srpo_verl"):
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith(("srpo_verl", "verl")):
         package = {"transfer_queue": "TransferQueue"}.get(error.name, error.name.partition(".")[0])
         return f"pip install {package}"
     return otherwise
@@ -171,11 +177,11 @@ def check_plugin(state: PluginState, verl_remedy: str) -> Check:
     """Whether `import verl` has loaded the plugin, and otherwise the exception that veRL keeps to itself."""
     if state.verl_error is not None:
         detail = f"`import verl` fails: {describe_error(state.verl_error)}"
-        return Check(MISSING, "plugin import", detail, f"\n{'':<10}{_import_remedy(state.verl_error, verl_remedy)}")
+        return Check(MISSING, "plugin import", detail, _import_remedy(state.verl_error, verl_remedy))
     if state.error is not None:
         detail = f"{PLUGIN} fails, unnoticed by veRL: {describe_error(state.error)}"
         remedy = _import_remedy(state.error, f"{verl_remedy}, then pip install --force-reinstall --no-deps srpo-verl")
-        return Check(MISSING, "plugin import", detail, f"\n{'':<10}{remedy}")
+        return Check(MISSING, "plugin import", detail, remedy)
     if not state.loaded:
         return Check(
             MISSING,
@@ -186,10 +192,13 @@ def check_plugin(state: PluginState, verl_remedy: str) -> Check:
     return Check(OK, "plugin import", f"`import verl` loads {PLUGIN}")
 
 
-def check_registrations(missing: Sequence[str] | None) -> list[Check]:
-    """One line for each thing that veRL's registries lack; None: they could not be asked."""
+def check_registrations(missing: Sequence[str] | Exception | None) -> list[Check]:
+    """One line for each thing that veRL's registries lack; None or an exception: they could not be asked."""
     if missing is None:
-        return [Check(MISSING, "registrations", "unknown, see plugin import", "pip install what that line names")]
+        return [Check(MISSING, "registrations", "none, see plugin import", "pip install what that line names")]
+    if isinstance(missing, Exception):
+        remedy = _import_remedy(missing, "pip install --force-reinstall --no-deps srpo-verl")
+        return [Check(MISSING, "registrations", describe_error(missing), remedy)]
     if not missing:
         return [Check(OK, "registrations", "all in veRL's registries")]
     remedy = "comes with the plugin: mend the lines above (pip install srpo-verl)"
@@ -216,12 +225,12 @@ def check_optional(package: str, found: str | None, use: str, remedy: str, appli
     return Check(NOTE, package, f"not installed, {use}", remedy)
 
 
-def check_engines(device: Device | None, versions: dict[str, str | None]) -> list[Check]:
+def check_engines(device: Device | Exception, versions: dict[str, str | None]) -> list[Check]:
     """One line per rollout engine and one that says whether there is any for this device.
 
     `versions`: of vllm, vllm_ascend and sglang, None where one is not importable.
     """
-    if device is None:
+    if isinstance(device, Exception):
         return [Check(MISSING, "rollout engine", "unknown without torch", "pip install torch")]
     if device.kind == "cpu":
         checks = [
@@ -251,13 +260,14 @@ def check_engines(device: Device | None, versions: dict[str, str | None]) -> lis
     return [*checks, Check(MISSING, "rollout engine", f"none for {device.kind}", remedy)]
 
 
-def find_device() -> Device | None:
-    """The platform that veRL would choose with this plugin; None without torch."""
-    if importlib.util.find_spec("torch") is None:
-        return None
-    import torch
+def find_device() -> Device | Exception:
+    """The platform that veRL would choose with this plugin; the exception where importing torch fails."""
+    try:
+        import torch
 
-    from srpo_verl import cpu
+        from srpo_verl import cpu
+    except Exception as error:
+        return error
 
     chosen = os.environ.get("VERL_PLATFORM", "").strip().lower()
     because = f" (VERL_PLATFORM={chosen})" if chosen else ""
@@ -278,12 +288,12 @@ class _SwallowedError(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         arguments = record.args if isinstance(record.args, tuple) else ()
         if ENTRY_POINT in arguments:
-            self.error = next((value for value in arguments if isinstance(value, BaseException)), None)
+            self.error = next((value for value in arguments if isinstance(value, Exception)), None)
 
 
 def import_verl() -> PluginState:
@@ -304,7 +314,7 @@ def import_verl() -> PluginState:
     return PluginState(loaded=PLUGIN in sys.modules, error=handler.error)
 
 
-def find_missing_registrations(state: PluginState) -> list[str] | None:
+def find_missing_registrations(state: PluginState) -> list[str] | Exception | None:
     """As `srpo_verl.plugin.missing_registrations`, but without importing the plugin, which would register it now."""
     if state.verl_error is not None or state.error is not None:
         return None
@@ -312,8 +322,8 @@ def find_missing_registrations(state: PluginState) -> list[str] | None:
         from srpo_verl import verl_ext
 
         return verl_ext.missing_registrations()
-    except Exception:
-        return None
+    except Exception as error:
+        return error
 
 
 def _importable_version(module: str, package: str) -> str | None:
@@ -342,35 +352,36 @@ def examine() -> list[Check]:
     supported = supported_verl()
     device = find_device()
     state = import_verl()
-    on_gpu = device is not None and device.kind == "cuda"
+    on_gpu = isinstance(device, Device) and device.kind == "cuda"
     attention = "+actor_rollout_ref.model.override_config.attn_implementation=sdpa"
     engines: dict[str, str | None] = {
         "vllm": _importable_version("vllm", "vllm"),
         "vllm_ascend": _importable_version("vllm_ascend", "vllm-ascend"),
         "sglang": _importable_version("sglang", "sglang"),
     }
-    found: Callable[[str], str | None] = installed_version
     return [
         check_python(sys.version_info[:2]),
-        check_torch(found("torch"), device, shutil.which("nvidia-smi") is not None),
-        check_verl(found("verl"), supported),
+        check_torch(installed_version("torch"), device, shutil.which("nvidia-smi") is not None),
+        check_verl(installed_version("verl"), supported),
         check_entry_point([point.value for point in entry_points(group="verl.plugins")]),
         check_policy(os.environ.get(POLICY_VARIABLE)),
         check_plugin(state, _pip_verl(supported)),
         *check_registrations(find_missing_registrations(state)),
         *(
-            check_dependency(package, found(package), verl_requirement(package))
+            check_dependency(package, installed_version(package), verl_requirement(package))
             for package in ("TransferQueue", "ray", "transformers")
         ),
         *check_engines(device, engines),
         check_optional(
             "flash-attn",
-            found("flash-attn"),
+            installed_version("flash-attn"),
             "veRL's default attention",
             f"pip install flash-attn, or run with {attention}",
             applies=on_gpu,
         ),
-        check_optional("math-verify", found("math-verify"), "the math verifier needs it", "pip install math-verify"),
+        check_optional(
+            "math-verify", installed_version("math-verify"), "the math verifier needs it", "pip install math-verify"
+        ),
     ]
 
 
@@ -384,7 +395,10 @@ def verdict(checks: Sequence[Check]) -> str:
 
 def main() -> int:
     """Exit status 0 where a run could start, else 1."""
-    checks = examine()
+    with warnings.catch_warnings():
+        # veRL warns of every training engine that is not installed; this plugin uses none of these.
+        warnings.simplefilter("ignore")
+        checks = examine()
     for check in checks:
         print(check)
     print(verdict(checks))

@@ -17,7 +17,8 @@ def session_seed(*, validate: bool, index: object, session_id: int) -> int:
 
 
 # `AgentLoopWorkerTQ` is a Ray actor class, which cannot be subclassed; this is the class it was made from.
-_UndecoratedWorker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
+_ACTOR_CLASS: Any = AgentLoopWorkerTQ
+_UndecoratedWorker: Any = _ACTOR_CLASS.__ray_metadata__.modified_class.__ray_actor_class__
 
 
 class _SeededWorker(_UndecoratedWorker):

@@ -80,7 +80,8 @@ def reset_peak_memory_stats(device: object = None) -> None:
 def mem_get_info(device: object = None) -> tuple[int, int]:
     """(available, total) bytes of the host's memory."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return tuple(int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
+    available, total = (int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
+    return available, total
 
 
 def empty_cache() -> None:

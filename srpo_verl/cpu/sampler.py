@@ -7,6 +7,7 @@ batch changes the logits by rounding only (left padding), about 1e-6 in fp32.
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -191,7 +192,7 @@ def generate(
         positions_BP = positions_BP[:, -1:] + 1
 
 
-def parse_sampling_params(given: Mapping[str, object], *, max_tokens: int, ignore_eos: bool) -> SamplingParams:
+def parse_sampling_params(given: Mapping[str, Any], *, max_tokens: int, ignore_eos: bool) -> SamplingParams:
     """Sampling parameters from the dictionary an agent loop sends.
 
     Args:

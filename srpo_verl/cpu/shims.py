@@ -49,7 +49,7 @@ def skip_memory_pinning() -> None:
     `FSDPEngine._build_fsdp_module` for forward-only engines (the reference policy), pin their shards; without an
     accelerator `pin_memory` raises "Cannot access accelerator device when none is available".
     """
-    torch.Tensor.pin_memory = _unpinned  # type: ignore[method-assign]
+    torch.Tensor.pin_memory = _unpinned  # type: ignore[method-assign, assignment]
 
 
 def apply() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from srpo_verl.report.loader import Run
@@ -20,6 +21,8 @@ SHORT_RUN_HOURS = 0.5
 
 COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
 LINES = ("-", "--", ":", "-.")
+SEED_LIGHTNESS = (0.0, 0.4, 0.2, 0.55)
+"""How far towards white each further seed of an experiment is."""
 
 TRAINING_ACCURACY = ("srpo/frac_correct", "critic/rewards/mean")
 
@@ -31,14 +34,16 @@ def rolling(values: np.ndarray, window: int = ROLLING_STEPS) -> tuple[np.ndarray
 
 
 class _Styles:
-    """A colour per experiment and a line style per seed, the same in every figure."""
+    """A colour per experiment, a shade of it and a line style per seed, the same in every figure."""
 
     def __init__(self, runs: Sequence[Run]):
         experiments = list(dict.fromkeys(run.experiment for run in runs))
         self._of: dict[str, tuple[str, str]] = {}
         for run in runs:
             seed = sum(other.experiment == run.experiment for other in runs[: runs.index(run)])
-            color = COLORS[experiments.index(run.experiment) % len(COLORS)]
+            red, green, blue = to_rgb(COLORS[experiments.index(run.experiment) % len(COLORS)])
+            whiter = SEED_LIGHTNESS[seed % len(SEED_LIGHTNESS)]
+            color = to_hex([part + whiter * (1 - part) for part in (red, green, blue)])
             self._of[run.label] = (color, LINES[seed % len(LINES)])
 
     def color(self, run: Run) -> str:

@@ -217,8 +217,8 @@ def markdown(runs: Sequence[Run], notes: Sequence[str], figures: Mapping[str, st
     parts.append(
         "\n".join(f"* {line}" for line in found)
         if found
-        else f"None: after the first {EARLY_STEPS} steps, in no run did responses grow beyond {COLLAPSE_GROWTH:g} times "
-        f"their early length while the policy's entropy was below {COLLAPSE_ENTROPY} nats."
+        else f"None: after the first {EARLY_STEPS} steps, in no run did responses grow beyond {COLLAPSE_GROWTH:g} "
+        f"times their early length while the policy's entropy was below {COLLAPSE_ENTROPY} nats."
     )
     parts += [
         "## Validation accuracy",
