@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -63,17 +64,15 @@ def test_an_import_error_that_verl_swallows_is_shown_with_its_place(outcomes):
     assert "pip install TransferQueue" in output
 
 
-def test_supported_releases_are_the_plugins_own():
-    from srpo_verl import plugin
-
-    assert doctor.supported_verl() == plugin.SUPPORTED_VERL
+def test_supported_releases_are_read_from_the_plugin_without_importing_it():
+    assert version("verl") in doctor.supported_verl()
 
 
 @pytest.mark.parametrize(
-    ("version", "status"), [((3, 9), NOTE), ((3, 10), OK), ((3, 11), OK), ((3, 12), OK), ((3, 13), NOTE)]
+    ("found", "status"), [((3, 9), NOTE), ((3, 10), OK), ((3, 11), OK), ((3, 12), OK), ((3, 13), NOTE)]
 )
-def test_python(version, status):
-    assert doctor.check_python(version).status == status
+def test_python(found, status):
+    assert doctor.check_python(found).status == status
 
 
 def test_torch():

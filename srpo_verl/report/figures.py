@@ -43,7 +43,7 @@ class _Styles:
             seed = sum(other.experiment == run.experiment for other in runs[: runs.index(run)])
             red, green, blue = to_rgb(COLORS[experiments.index(run.experiment) % len(COLORS)])
             whiter = SEED_LIGHTNESS[seed % len(SEED_LIGHTNESS)]
-            color = to_hex([part + whiter * (1 - part) for part in (red, green, blue)])
+            color = to_hex((red + whiter * (1 - red), green + whiter * (1 - green), blue + whiter * (1 - blue)))
             self._of[run.label] = (color, LINES[seed % len(LINES)])
 
     def color(self, run: Run) -> str:

@@ -221,7 +221,7 @@ def _assemble(name: str, logs: list[_Log], notes: list[str]) -> list[Run]:
         if len(group) > 1:
             notes.append(f"{name}: {len(group)} files read as one resumed run: {', '.join(map(str, run.files))}")
         if repeated:
-            notes.append(f"{name}: {repeated} steps were logged more than once; the later values count")
+            notes.append(f"{name}: steps logged more than once: {repeated}; the later values count")
         runs.append(run)
     return runs
 

@@ -141,7 +141,7 @@ def test_a_resumed_run_is_one_run_and_its_later_values_count(tmp_path):
     assert run.total_hours == pytest.approx(10 * 80 / 3600)
     assert run.validation()["sciknoweval"][0].tolist() == [5, 6]
     assert any("2 files read as one resumed run" in note for note in notes)
-    assert any("4 steps were logged more than once" in note for note in notes)
+    assert any("steps logged more than once: 4" in note for note in notes)
 
 
 def test_of_two_attempts_from_one_checkpoint_the_later_written_counts(tmp_path):
@@ -159,7 +159,7 @@ def test_steps_repeated_within_a_file_count_once(tmp_path):
     run, notes = one_run(tmp_path, lines)
     assert run.metrics[2]["actor/entropy"] == 2.0
     assert run.total_hours == pytest.approx(160 / 3600)
-    assert notes == ["srpo: 1 steps were logged more than once; the later values count"]
+    assert notes == ["srpo: steps logged more than once: 1; the later values count"]
 
 
 def test_runs_of_one_name_that_all_start_afresh_are_seeds(tmp_path):
@@ -239,7 +239,7 @@ def test_an_empty_directory_is_an_error_that_says_what_was_looked_for(tmp_path, 
 
 def test_dumped_rollouts_are_not_taken_for_a_log(tmp_path):
     write(tmp_path / "rollouts" / "1.jsonl", [{"input": "q", "output": "a", "step": 1}])
-    with pytest.raises(ReportError, match="1 \\*.jsonl files, but none of them is one"):
+    with pytest.raises(ReportError, match=r"1 \*\.jsonl files, but none of them is one"):
         load_runs([tmp_path])
     write(tmp_path / "srpo.jsonl", [training_line(1)])
     runs, notes = load_runs([tmp_path])

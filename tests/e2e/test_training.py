@@ -1,0 +1,248 @@
+"""SRPO through `python -m verl.trainer.main_ppo`: the command, configuration and classes that users run."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import REWARD_FILE, run_main_ppo, tiny_model, tiny_parquet
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU platform is not active here")
+
+METRICS = [
+    "srpo/frac_correct",
+    "srpo/frac_sdpo",
+    "srpo/frac_grpo",
+    "srpo/frac_teacher_available",
+    "srpo/frac_all_failed_groups",
+    "srpo/sdpo_tokens",
+    "srpo/grpo_tokens",
+    "srpo/loss",
+    "srpo/grpo_loss",
+    "srpo/sdpo_loss",
+    "srpo/teacher_entropy_mean",
+    "srpo/student_teacher_divergence",
+    "srpo/weight_mean",
+    "srpo/weight_std",
+    "srpo/weight_max",
+    "srpo/teacher_distance",
+    "srpo/reprompt_tokens_mean",
+    "srpo/frac_reprompt_truncated",
+    "srpo/teacher_forward_tokens",
+    "timing_s/srpo_teacher",
+]
+STOCK = [
+    "~hydra.callbacks.srpo",  # it would refuse a trainer that is not the plugin's
+    "trainer.v1.trainer_mode=sync",
+    "algorithm.adv_estimator=grpo",
+    "actor_rollout_ref.actor.policy_loss.loss_mode=vanilla",
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("inputs")
+    return [
+        "platform=cpu",
+        f"actor_rollout_ref.model.path={tiny_model(root / 'model')}",
+        "actor_rollout_ref.model.enable_gradient_checkpointing=false",
+        f"data.train_files={tiny_parquet(root, 16)}",
+        f"data.val_files={tiny_parquet(root, 4, 'val')}",
+        f"reward.custom_reward_function.path={REWARD_FILE}",
+        "data.train_batch_size=4",
+        "data.max_prompt_length=64",
+        "data.max_response_length=12",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024",
+        "actor_rollout_ref.actor.optim.lr=1.0e-3",
+        "actor_rollout_ref.actor.optim.lr_warmup_steps=1",
+        "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.rollout.val_kwargs.n=1",
+        "trainer.project_name=test",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
+        "trainer.val_before_train=false",
+        "trainer.resume_mode=disable",
+    ]
+
+
+# The toy reward is the share of digits among twelve random characters: about one rollout in three reaches 0.12.
+SRPO = [
+    "srpo.success_threshold=0.12",
+    "srpo.distillation.top_k=20",
+    "srpo.demonstration.max_prompt_tokens=160",
+]
+
+
+def train(inputs, cwd, *overrides, name="srpo", steps=2):
+    arguments = ["--config-path", "pkg://srpo_verl.config", "--config-name", name, *inputs, *overrides]
+    run = run_main_ppo([*arguments, f"trainer.total_training_steps={steps}"], timeout=400, cwd=cwd)
+    assert run.returncode == 0, run.tail()
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(inputs, tmp_path_factory):
+    """Four steps with a checkpoint after the second."""
+    cwd = tmp_path_factory.mktemp("uninterrupted")
+    return train(
+        inputs,
+        cwd,
+        *SRPO,
+        "trainer.save_freq=2",
+        f"trainer.default_local_dir={cwd}/checkpoints",
+        "trainer.val_before_train=true",
+        steps=4,
+    )
+
+
+def test_every_metric_is_logged_and_consistent(uninterrupted):
+    assert sorted(uninterrupted.metrics) == [0, 1, 2, 3, 4]
+    for step in range(1, 5):
+        metrics = uninterrupted.metrics[step]
+        assert [name for name in METRICS if name not in metrics] == []
+        assert all(math.isfinite(metrics[name]) for name in METRICS)
+        assert metrics["training/rollout_probs_diff_max"] < 1e-5  # rollout and trainer hold the same weights
+        # Both branches at work, and every row in exactly one of them.
+        assert metrics["srpo/frac_sdpo"] > 0
+        assert metrics["srpo/frac_sdpo"] + metrics["srpo/frac_grpo"] == pytest.approx(1.0)
+        assert metrics["srpo/loss"] == pytest.approx(metrics["srpo/grpo_loss"] + metrics["srpo/sdpo_loss"], abs=1e-9)
+        assert metrics["srpo/weight_mean"] == pytest.approx(1.0, abs=1e-5)
+        assert metrics["srpo/teacher_forward_tokens"] > metrics["srpo/sdpo_tokens"]
+    # The first learning rate of a warm-up is 0; then the teacher follows at a distance.
+    distances = [uninterrupted.metrics[step]["srpo/teacher_distance"] for step in range(2, 5)]
+    assert all(0 < distance < 0.1 for distance in distances)
+
+
+def test_the_checkpoint_holds_the_teacher(uninterrupted):
+    folder = uninterrupted.cwd / "checkpoints" / "global_step_2"
+    read = {
+        part: torch.load(folder / part / "model_world_size_1_rank_0.pt", weights_only=False)
+        for part in ("actor", "srpo_teacher")
+    }
+    assert read["actor"].keys() == read["srpo_teacher"].keys()
+    for name, average in read["srpo_teacher"].items():
+        average, student = (getattr(t, "_local_tensor", t) for t in (average, read["actor"][name]))
+        assert average.dtype == torch.float32
+        assert not torch.equal(average, student), f"{name}: the teacher is the student"
+
+
+def test_resuming_equals_not_having_stopped(inputs, uninterrupted, tmp_path):
+    resumed = train(
+        inputs,
+        tmp_path,
+        *SRPO,
+        "trainer.resume_mode=resume_path",
+        f"trainer.resume_from_path={uninterrupted.cwd}/checkpoints/global_step_2",
+        steps=4,
+    )
+    assert sorted(resumed.metrics) == [3, 4]
+    exact = ["srpo/frac_correct", "srpo/frac_sdpo", "srpo/sdpo_tokens", "response_length/mean", "critic/rewards/mean"]
+    close = ["srpo/loss", "srpo/grpo_loss", "srpo/sdpo_loss", "actor/grad_norm", "srpo/teacher_entropy_mean"]
+    close += ["srpo/teacher_distance", "srpo/student_teacher_divergence", "srpo/weight_std", "actor/lr"]
+    for step in (3, 4):
+        before, after = uninterrupted.metrics[step], resumed.metrics[step]
+        # The same rollouts ...
+        assert {name: after[name] for name in exact} == {name: before[name] for name in exact}
+        # ... and the same update, to fp32 rounding (rows may be summed in another order).
+        for name in close:
+            assert after[name] == pytest.approx(before[name], rel=1e-4, abs=1e-7), (step, name)
+
+
+def test_a_checkpoint_without_a_teacher_is_refused(inputs, uninterrupted, tmp_path):
+    """Resuming a GRPO run as SRPO would silently restart the average from the base model."""
+    source = uninterrupted.cwd / "checkpoints" / "global_step_4"
+    copy = tmp_path / "global_step_4"
+    copy.mkdir()
+    for entry in source.iterdir():
+        if entry.name != "srpo_teacher":
+            (copy / entry.name).symlink_to(entry)
+    arguments = ["--config-path", "pkg://srpo_verl.config", "--config-name", "srpo", *inputs, *SRPO]
+    run = run_main_ppo(
+        [
+            *arguments,
+            "trainer.resume_mode=resume_path",
+            f"trainer.resume_from_path={copy}",
+            "trainer.total_training_steps=5",
+        ],
+        timeout=400,
+        cwd=tmp_path / "run",
+    )
+    assert run.returncode != 0
+    assert "holds no EMA teacher" in run.stdout.read_text(errors="replace")
+
+
+def test_two_ranks_of_fsdp1(inputs, tmp_path):
+    run = train(inputs, tmp_path, *SRPO, "trainer.n_gpus_per_node=2", "actor_rollout_ref.actor.strategy=fsdp")
+    for step in (1, 2):
+        assert [name for name in METRICS if name not in run.metrics[step]] == []
+        assert run.metrics[step]["srpo/weight_mean"] == pytest.approx(1.0, abs=1e-5)
+        assert run.metrics[step]["training/rollout_probs_diff_max"] < 1e-5
+
+
+def test_grpo_equals_stock_verl_step_for_step(inputs, tmp_path):
+    """Two optimizer steps per training step, so that ratios differ from 1 and clipping can matter."""
+    sizes = ["actor_rollout_ref.actor.ppo_mini_batch_size=2", "algorithm.norm_adv_by_std_in_grpo=true"]
+    ours = train(inputs, tmp_path / "ours", *sizes, name="grpo", steps=3)
+    stock = train(inputs, tmp_path / "stock", *sizes, *STOCK, name="grpo", steps=3)
+    assert "srpo/loss" not in stock.metrics[1]
+    names = ["critic/rewards/mean", "critic/advantages/max", "critic/advantages/min", "response_length/mean"]
+    names += ["actor/pg_loss", "actor/grad_norm", "actor/pg_clipfrac", "actor/ppo_kl", "actor/entropy", "actor/lr"]
+    for step in (1, 2, 3):
+        for name in names:
+            expected = stock.metrics[step][name]
+            # The same operations on the same numbers; only sums over rows may be ordered differently.
+            assert ours.metrics[step][name] == pytest.approx(expected, rel=1e-5, abs=1e-8), (step, name)
+    assert any(abs(stock.metrics[step]["actor/ppo_kl"]) > 1e-9 for step in (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("srpo.weighting.beta=-1", "srpo.weighting.beta=-1.0"),
+        ("srpo.teacher.kind=EMA", "srpo.teacher.kind='EMA'"),
+        ("+srpo.typo=1", "srpo.typo=1"),
+        ("actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum", "actor_rollout_ref.actor.loss_agg_mode"),
+    ],
+)
+def test_a_wrong_value_stops_the_run_before_ray(inputs, tmp_path, override, message):
+    started = time.monotonic()
+    arguments = ["--config-path", "pkg://srpo_verl.config", "--config-name", "srpo", *inputs, override]
+    run = run_main_ppo(arguments, timeout=120, cwd=tmp_path)
+    output = run.stdout.read_text(errors="replace")
+    assert run.returncode != 0
+    assert message in output, output
+    assert "Traceback" not in output
+    assert "ray init kwargs" not in output  # veRL prints it right before it starts Ray
+    assert time.monotonic() - started < 120
+
+
+def test_the_installed_verl_is_the_published_one():
+    """Every file of the installed veRL has the hash its wheel recorded."""
+    import base64
+    import csv
+    import hashlib
+    from importlib.metadata import distribution
+
+    package = distribution("verl")
+    record = package.read_text("RECORD")
+    assert record is not None
+    checked = 0
+    for name, digest, _ in csv.reader(record.splitlines()):
+        if not digest or not name.startswith("verl/"):
+            continue
+        algorithm, value = digest.split("=", 1)
+        content = Path(str(package.locate_file(name))).read_bytes()
+        actual = base64.urlsafe_b64encode(hashlib.new(algorithm, content).digest()).rstrip(b"=").decode()
+        assert actual == value, name
+        checked += 1
+    assert checked > 500
+
+
+def test_metrics_file_is_plain_json(uninterrupted):
+    """NaN and Infinity are not JSON; a report written elsewhere would stumble over them."""
+    for line in (uninterrupted.cwd / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda text: pytest.fail(f"{text} in the metrics"))
