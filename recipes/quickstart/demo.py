@@ -5,19 +5,15 @@ line of progress per step, and draws the report. The command it runs is printed,
 """
 
 import argparse
-import json
-import os
 import shlex
-import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from recipes.quickstart import task
 from recipes.quickstart.make_data import make_data
+from recipes.runner import train
 from srpo_verl.report.__main__ import main as report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,90 +62,6 @@ def training_command(
     return [*entry, "--config-name", method, *overrides, f"hydra.run.dir={run}/hydra", *extra]
 
 
-def _follow(path: Path, process: subprocess.Popen, deadline: float) -> Iterator[dict]:
-    """Entries of a growing JSON-lines file until the process ends; raises TimeoutError at the deadline."""
-    position = 0
-    while True:
-        ended = process.poll() is not None
-        if path.exists():
-            with path.open("rb") as stream:
-                stream.seek(position)
-                for line in stream:
-                    if not line.endswith(b"\n"):
-                        break
-                    position += len(line)
-                    yield json.loads(line)
-        if ended:
-            return
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.5)
-
-
-def _progress(step: int, steps: int, metrics: dict[str, float], started: float) -> str:
-    """One line of progress."""
-    parts = [f"step {step:>3}/{steps}"]
-    if "srpo/frac_correct" in metrics:
-        parts.append(
-            f"training accuracy {metrics['srpo/frac_correct']:.2f}  distilled {metrics['srpo/frac_sdpo']:4.0%}  "
-            f"response {metrics['response_length/mean']:4.1f} tokens  {metrics['timing_s/step']:4.1f} s/step"
-        )
-    if HELD_OUT in metrics:
-        parts.append(f"HELD-OUT ACCURACY {metrics[HELD_OUT]:.2f}")
-    return "  ".join(parts) + f"  [{time.monotonic() - started:4.0f} s]"
-
-
-def train(command: list[str], run: Path, steps: int, timeout: float) -> dict[int, dict[str, float]]:
-    """Run the trainer in `run`, print its progress, and return its metrics by step.
-
-    A trainer that fails or hangs ends the program with the end of its log; all its processes are ended with it.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    log, metrics_file = run / "training.log", run / "metrics.jsonl"
-    # Sockets of Ray need a short path.
-    ray_directory = tempfile.TemporaryDirectory(prefix="ray-")
-    environment = {
-        **os.environ,
-        "VERL_FILE_LOGGER_PATH": str(metrics_file),
-        "RAY_TMPDIR": ray_directory.name,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HF_HUB_OFFLINE": "1",
-    }
-    environment.pop("RAY_ADDRESS", None)
-    metrics: dict[int, dict[str, float]] = {}
-    started = time.monotonic()
-    with ray_directory, log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=run, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            for entry in _follow(metrics_file, process, started + timeout):
-                metrics.setdefault(entry["step"], {}).update(entry["data"])
-                print(_progress(entry["step"], steps, entry["data"], started), flush=True)
-        except TimeoutError:
-            sys.exit(f"the trainer did not finish within {timeout:.0f} s; its log: {log}\n{_tail(log)}")
-        finally:
-            _end_session(process)
-    if process.returncode != 0:
-        sys.exit(f"the trainer ended with exit code {process.returncode}; its log: {log}\n{_tail(log)}")
-    return metrics
-
-
-def _end_session(process: subprocess.Popen) -> None:
-    """End whatever is left of the run's session: Ray's daemons have process groups of their own."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == process.pid:
-                os.kill(int(stat.parent.name), signal.SIGKILL)
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended by itself meanwhile
-    process.wait()
-
-
-def _tail(log: Path, lines: int = 40) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -169,7 +81,15 @@ def main(argv: list[str] | None = None) -> None:
     print(f"1/3 starting model in {model}", flush=True)
     # In a process of its own: it wants torch's thread count for itself.
     subprocess.run(
-        [sys.executable, "-m", "recipes.quickstart.make_model", "--out", model, "--steps", str(arguments.warmup_steps)],
+        [
+            sys.executable,
+            "-m",
+            "recipes.quickstart.make_model",
+            "--out",
+            model,
+            "--steps",
+            str(arguments.warmup_steps),
+        ],
         cwd=ROOT,
         check=True,
     )
@@ -185,11 +105,11 @@ def main(argv: list[str] | None = None) -> None:
         extra=arguments.overrides,
     )
     print(f"2/3 training in {run}\n{shlex.join(command)}", flush=True)
-    metrics = train(command, run, arguments.steps, arguments.timeout)
+    training = train(command, run, steps=arguments.steps, timeout=arguments.timeout, held_out=HELD_OUT)
 
     print("3/3 report", flush=True)
     report([str(run), "--out", str(run / "report")])
-    held_out = {step: values[HELD_OUT] for step, values in sorted(metrics.items()) if HELD_OUT in values}
+    held_out = {step: values[HELD_OUT] for step, values in sorted(training.metrics.items()) if HELD_OUT in values}
     first, last = min(held_out), max(held_out)
     print(f"held-out accuracy {held_out[first]:.3f} (step {first}) -> {held_out[last]:.3f} (step {last})")
     print(f"metrics     {run / 'metrics.jsonl'}\nlog         {run / 'training.log'}")

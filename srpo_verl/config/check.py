@@ -64,6 +64,10 @@ def _check_hooks(config: DictConfig) -> None:
     strategy = config.actor_rollout_ref.actor.strategy
     if strategy not in ("fsdp", "fsdp2"):
         raise ConfigError("actor_rollout_ref.actor.strategy", strategy, "has to be fsdp or fsdp2")
+    if OmegaConf.select(config, "trainer.v1.sampler.custom_sampler.name") == "FastReplayBuffer":
+        # veRL hands neither setting to a custom sampler, so both would silently do nothing.
+        for key in ("algorithm.filter_groups.enable", "trainer.v1.sampler.sync_refill_failed_groups"):
+            _require(config, key, False, "the sampler of platform=cpu does not do it")
 
 
 def _check_teacher_side(config: DictConfig, srpo: SrpoConfig) -> None:

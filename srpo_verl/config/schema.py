@@ -199,7 +199,7 @@ def _number(
     wanted = f"has to be a number, {bounds}" + (", or null" if nullable else "")
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         raise ConfigError(key, value, wanted)
-    if low is not None and (value < low or (above_low and value == low)) or high is not None and value > high:
+    if (low is not None and (value < low or (above_low and value == low))) or (high is not None and value > high):
         raise ConfigError(key, value, wanted)
     return float(value)
 

@@ -54,9 +54,7 @@ class SrpoLoss:
         metrics["srpo/loss"] = _sum_metric(loss)
         return loss, metrics
 
-    def _sdpo_loss(
-        self, model_output: dict[str, torch.Tensor], data: TensorDict
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sdpo_loss(self, model_output: dict[str, torch.Tensor], data: TensorDict) -> tuple[torch.Tensor, torch.Tensor]:
         """The SDPO summand, and this micro-batch's share of the mean divergence per distilled token."""
         names = ["response_mask", "old_log_probs", WEIGHTS]
         if "rollout_is_weights" in data:

@@ -128,7 +128,7 @@ def _restore(in_order: Routing, order: torch.Tensor) -> Routing:
 def _metrics(routing: Routing, rollouts: Rollouts, reprompts: list[Reprompt | None]) -> dict[str, float]:
     """The routing metrics; every share is of all rollouts of the step, or of all groups where the name says so."""
     tokens_B = torch.tensor([int(mask.sum()) for mask in rollouts.response_masks])
-    solved = {uid: False for uid in rollouts.uids}
+    solved = dict.fromkeys(rollouts.uids, False)
     for uid, correct in zip(rollouts.uids, routing.correct_B.tolist(), strict=True):
         solved[uid] |= correct
     metrics = {

@@ -95,9 +95,7 @@ class TeacherWeights:
     def save(self, actor_path: str, global_step: int, max_to_keep: int | None) -> None:
         """Save beside veRL's actor checkpoint. A frozen teacher is the initial model, so nothing is written."""
         if self.config.kind == "ema":
-            self.teacher.save_checkpoint(
-                _folder(actor_path), global_step=global_step, max_ckpt_to_keep=max_to_keep
-            )
+            self.teacher.save_checkpoint(_folder(actor_path), global_step=global_step, max_ckpt_to_keep=max_to_keep)
 
     def load(self, actor_path: str) -> None:
         """Restore what `save` wrote. Raises FileNotFoundError where a checkpoint holds no teacher."""

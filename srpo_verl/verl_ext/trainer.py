@@ -18,7 +18,7 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 
 from srpo_verl.config.check import TRAINER_MODE, check_model, check_run
 from srpo_verl.verl_ext.nested import filler, jagged
-from srpo_verl.verl_ext.routing import RoutedBatch, Rollouts, Router
+from srpo_verl.verl_ext.routing import Rollouts, RoutedBatch, Router
 from srpo_verl.verl_ext.schema import DISTILL, GRPO_ROW, SDPO_ROW, TEACHER_INPUT_IDS, WANT_SUPPORT
 from srpo_verl.verl_ext.worker import TEACHER_TIME, SrpoWorker
 

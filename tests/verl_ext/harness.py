@@ -141,9 +141,7 @@ def _run_case(case: Case, model: Path, rank: int, world_size: int) -> dict[str, 
     metrics = []
     for _ in range(STEPS):
         has_support = config.srpo.distillation.top_k is not None and bool(routing.sdpo_B.any())
-        log_prob_batch = fresh_batch(
-            calculate_entropy=True, compute_loss=False, **{schema.WANT_SUPPORT: has_support}
-        )
+        log_prob_batch = fresh_batch(calculate_entropy=True, compute_loss=False, **{schema.WANT_SUPPORT: has_support})
         output = worker.compute_log_prob(log_prob_batch)
         batch = fresh_batch(
             calculate_entropy=False,
@@ -202,9 +200,7 @@ def run_cases(cases: list[Case], world_size: int, model: Path, out: Path, timeou
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.spawn(
-        _rank_main, (world_size, port, cases, model, out), nprocs=world_size, join=False, daemon=False
-    )
+    context = mp.spawn(_rank_main, (world_size, port, cases, model, out), nprocs=world_size, join=False, daemon=False)
     try:
         if not _join(context, timeout):
             raise TimeoutError(f"{world_size} ranks did not finish {[case.name for case in cases]} in {timeout} s")

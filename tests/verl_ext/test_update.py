@@ -3,6 +3,8 @@
 Micro-batches, packing, FSDP version and ranks are ways of computing; none of them may change what is computed.
 """
 
+import itertools
+
 import pytest
 import torch
 
@@ -95,7 +97,11 @@ def assert_same(result, expected, tolerance):
     for part in ("student", "teacher"):
         for name, tensor in result[part].items():
             torch.testing.assert_close(
-                tensor, expected[part][name], atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{part} {n}: {m}"
+                tensor,
+                expected[part][name],
+                atol=tolerance,
+                rtol=tolerance,
+                msg=lambda text, where=f"{part} {name}": f"{where}: {text}",
             )
 
 
@@ -166,4 +172,4 @@ def test_settings_change_the_loss(results):
     losses = {name: results[name]["metrics"][1]["srpo/loss"] for name in [case.name for case in SETTINGS]}
     losses["srpo"] = results["fsdp2-packed-dynamic"]["metrics"][1]["srpo/loss"]
     values = sorted(losses.values())
-    assert all(later - earlier > 1e-6 for earlier, later in zip(values, values[1:], strict=False)), losses
+    assert all(later - earlier > 1e-6 for earlier, later in itertools.pairwise(values)), losses

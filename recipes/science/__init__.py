@@ -1,0 +1,1 @@
+"""The Chemistry or Biology rows with a small real language model, on the CPU."""
