@@ -54,7 +54,7 @@ class PlatformCPU(PlatformBase):
         """A CPU is always there."""
         return True
 
-    def current_device(self) -> CPUIndex:  # type: ignore[override]
+    def current_device(self) -> CPUIndex:
         """See `CPUIndex`: an int would name an accelerator."""
         return CPUIndex()
 

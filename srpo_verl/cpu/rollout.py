@@ -326,7 +326,7 @@ class HFServerAdapter(BaseRollout):
         """Nothing is held."""
 
     @torch.no_grad()
-    async def update_weights(  # type: ignore[override]  # what the worker passes, by name rather than as **kwargs
+    async def update_weights(
         self,
         weights: Iterable[tuple[str, torch.Tensor]],
         wire_format: str = "named_tensors",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import TensorDict
 
@@ -18,7 +20,7 @@ def filler(dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tens
     return torch.zeros(FILLER_LENGTH, dtype=dtype, device=device)
 
 
-def like(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def like(values: torch.Tensor, reference: Any) -> torch.Tensor:
     """A jagged tensor with the row lengths of `reference` and the given packed values."""
     offsets = reference.offsets()
     # Without the lengths, padding such a tensor makes every row as long as all rows together.
@@ -28,7 +30,7 @@ def like(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     )
 
 
-def rows_to_tokens(flag_B: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def rows_to_tokens(flag_B: torch.Tensor, reference: Any) -> torch.Tensor:
     """Repeat one value per row over the row's tokens: (B,) -> packed (sum T,)."""
     return flag_B.to(reference.values().device).repeat_interleave(reference.offsets().diff())
 

@@ -1,0 +1,186 @@
+"""The composed configuration as a whole: every setting of veRL that SRPO depends on."""
+
+from copy import deepcopy
+
+import pytest
+from omegaconf import OmegaConf, open_dict
+
+from srpo_verl import plugin
+from srpo_verl.config.check import ConfigCheck, check_model, check_run
+from srpo_verl.config.schema import parse
+from srpo_verl.errors import ConfigError
+from tests.config import compose
+
+ACTOR, MODEL, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return {"srpo": compose("srpo"), "grpo": compose("grpo"), "cpu": compose("srpo", "platform=cpu")}
+
+
+@pytest.fixture
+def change(shipped):
+    """A copy of a shipped configuration with some keys set."""
+
+    def changed(name="srpo", **values):
+        config = deepcopy(shipped[name])
+        for key, value in values.items():
+            OmegaConf.update(config, key, value, force_add=True)
+        return config
+
+    return changed
+
+
+def refusal(config, key, value):
+    with pytest.raises(ConfigError) as raised:
+        check_run(config)
+    error = raised.value
+    assert (error.key, error.value) == (key, value)
+    assert str(error).startswith(f"{key}={value!r}: ")
+    return error
+
+
+HOOKS = [
+    ("trainer.use_v1", False, "True"),
+    ("trainer.v1.trainer_mode", "colocate_async", "'srpo'"),
+    ("algorithm.adv_estimator", "grpo", "'srpo'"),
+    (f"{ACTOR}.policy_loss.loss_mode", "vanilla", "'srpo'"),
+    (f"{ACTOR}.loss_agg_mode", "seq-mean-token-mean", "'token-mean'"),
+    (f"{ACTOR}.strategy", "megatron", "fsdp or fsdp2"),
+]
+TEACHER_SIDE = [
+    (f"{MODEL}.use_fused_kernels", True, "False"),
+    (f"{ACTOR}.ulysses_sequence_parallel_size", 2, "1"),
+    (f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size", 2, "1"),
+    (f"{MODEL}.lora_rank", 8, "set it to 0"),
+    (f"{MODEL}.lora.rank", 8, "set it to 0"),
+    ("distillation.enabled", True, "False"),
+    ("algorithm.rollout_correction.bypass_mode", True, "False"),
+    (f"{ROLLOUT}.multi_turn.enable", True, "False"),
+    (f"{ROLLOUT}.n", 1, "at least 2"),
+]
+
+
+@pytest.mark.parametrize("name", ["srpo", "grpo"])
+@pytest.mark.parametrize(("key", "value", "remedy"), HOOKS)
+def test_a_hook_of_the_plugin_that_was_replaced(change, name, key, value, remedy):
+    """Without any one of them veRL would train something else, and say nothing."""
+    assert remedy in refusal(change(name, **{key: value}), key, value).remedy
+
+
+@pytest.mark.parametrize(("key", "value", "remedy"), TEACHER_SIDE)
+def test_what_a_teacher_cannot_work_with(change, key, value, remedy):
+    assert remedy in refusal(change("srpo", **{key: value}), key, value).remedy
+
+
+@pytest.mark.parametrize(("key", "value", "remedy"), TEACHER_SIDE)
+def test_runs_without_a_teacher_may_have_it(change, key, value, remedy):
+    check_run(change("grpo", **{key: value}))
+
+
+def test_the_trainer_may_have_rewritten_its_mode(change):
+    """SrpoTrainer checks, sets "sync", and workers or a second trainer may check again."""
+    check_run(change(**{"trainer.v1.trainer_mode": "sync"}))
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_both_versions_of_fsdp(change, strategy):
+    check_run(change(**{f"{ACTOR}.strategy": strategy}))
+
+
+@pytest.mark.parametrize("key", ["algorithm.filter_groups.enable", "trainer.v1.sampler.sync_refill_failed_groups"])
+def test_the_cpu_sampler_cannot_filter(change, key):
+    refusal(change("cpu", **{key: True}), key, True)
+    check_run(change("srpo", **{key: True}))  # veRL's own sampler can
+
+
+def test_feedback_alone_needs_no_sibling(change):
+    check_run(change(**{f"{ROLLOUT}.n": 1, "srpo.demonstration.environment_feedback": True}))
+    check_run(change(**{f"{ROLLOUT}.n": 2}))
+
+
+@pytest.mark.parametrize("limit", [2048, 2047, 1])
+def test_the_teacher_s_prompt_is_longer_than_the_student_s(change, limit):
+    config = change(**{"srpo.demonstration.max_prompt_tokens": limit})
+    assert "data.max_prompt_length=2048" in refusal(config, "srpo.demonstration.max_prompt_tokens", limit).remedy
+    check_run(change(**{"srpo.demonstration.max_prompt_tokens": 2049}))
+
+
+def test_the_group_itself_is_checked(change):
+    refusal(change(**{"srpo.distillation.topk": 5}), "srpo.distillation.topk", 5)
+
+
+def test_a_configuration_without_the_group(change):
+    config = change()
+    with open_dict(config):
+        del config["srpo"]
+    assert "--config-path pkg://srpo_verl.config" in refusal(config, "srpo", None).remedy
+
+
+def test_the_check_returns_the_group_typed_and_changes_nothing(change):
+    config = change()
+    before = OmegaConf.to_container(config)
+    assert check_run(config) == parse(config.srpo)
+    assert OmegaConf.to_container(config) == before
+
+
+# --- with the model's own configuration -------------------------------------------------------------------------------
+
+
+def test_the_support_fits_the_vocabulary(change):
+    config = change()
+    srpo = parse(config.srpo)
+    check_model(config, srpo, vocab_size=100, max_positions=None)
+    with pytest.raises(ConfigError, match=r"^srpo\.distillation\.top_k=100: .*vocabulary of 99.*null"):
+        check_model(config, srpo, vocab_size=99, max_positions=None)
+
+
+def test_the_full_vocabulary_fits_any(change):
+    config = change(**{"srpo.distillation.top_k": None})
+    check_model(config, parse(config.srpo), vocab_size=3, max_positions=None)
+
+
+def test_teacher_prompt_and_response_fit_the_model_s_positions(change):
+    config = change()
+    srpo = parse(config.srpo)
+    check_model(config, srpo, vocab_size=1000, max_positions=10240 + 8192)
+    with pytest.raises(ConfigError, match=r"^srpo\.demonstration\.max_prompt_tokens=10240: ") as raised:
+        check_model(config, srpo, vocab_size=1000, max_positions=10240 + 8192 - 1)
+    for part in ("data.max_response_length=8192", "18432 tokens", "18431 positions", "lower one"):
+        assert part in str(raised.value)
+
+
+def test_a_run_without_a_teacher_may_have_any_model(change):
+    config = change("grpo")
+    check_model(config, parse(config.srpo), vocab_size=3, max_positions=5)
+
+
+# --- before any worker starts -----------------------------------------------------------------------------------------
+
+
+def test_every_shipped_configuration_runs_the_check_as_a_hydra_callback():
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    from tests.config import NAMES
+
+    for name in NAMES:
+        with initialize_config_module(config_module="srpo_verl.config", version_base=None):
+            full = GlobalHydra.instance().hydra.compose_config(name, [], run_mode=RunMode.RUN, with_log_configuration=False)
+        assert full.hydra.callbacks.srpo._target_ == f"{ConfigCheck.__module__}.{ConfigCheck.__qualname__}", name
+
+
+def test_the_callback_ends_the_process_with_the_message_alone(change):
+    """Hydra turns an exception of a callback into a warning and goes on; SystemExit is none."""
+    with pytest.raises(SystemExit) as raised:
+        ConfigCheck().on_job_start(change(**{"srpo.weighting.beta": -1}))
+    assert str(raised.value.code).startswith("srpo_verl: srpo.weighting.beta=-1: ")
+    ConfigCheck().on_job_start(change())
+
+
+def test_the_callback_ends_the_process_where_the_plugin_is_not_in_place(change, monkeypatch):
+    monkeypatch.setattr(plugin, "version", lambda name: "0.9.0")
+    with pytest.raises(SystemExit, match=r"srpo_verl: veRL 0\.9\.0"):
+        ConfigCheck().on_job_start(change())

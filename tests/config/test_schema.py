@@ -1,0 +1,368 @@
+"""The `srpo` group: what is accepted, what is refused, and with which words."""
+
+import math
+import re
+from copy import deepcopy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from srpo_verl.config.schema import as_flat_dict, default_values, parse
+from srpo_verl.errors import ConfigError
+
+# spec/interfaces.md, "Hydra group srpo". teacher.cpu_offload is only called a bool there.
+DEFAULTS = {
+    "srpo.routing": "sample",
+    "srpo.success_threshold": 0.5,
+    "srpo.distillation.top_k": 100,
+    "srpo.distillation.divergence_alpha": 0.5,
+    "srpo.distillation.tail": True,
+    "srpo.distillation.is_clip": 2.0,
+    "srpo.weighting.beta": 1.0,
+    "srpo.advantage_mix.lambda": 0.9,
+    "srpo.teacher.kind": "ema",
+    "srpo.teacher.ema_rate": 0.05,
+    "srpo.teacher.cpu_offload": False,
+    "srpo.demonstration.select": "first",
+    "srpo.demonstration.strip_thinking": True,
+    "srpo.demonstration.max_prompt_tokens": 10240,
+    "srpo.demonstration.environment_feedback": False,
+}
+NUMBERS = [
+    "srpo.success_threshold",
+    "srpo.distillation.divergence_alpha",
+    "srpo.distillation.is_clip",
+    "srpo.weighting.beta",
+    "srpo.advantage_mix.lambda",
+    "srpo.teacher.ema_rate",
+]
+INTEGERS = ["srpo.distillation.top_k", "srpo.demonstration.max_prompt_tokens"]
+FLAGS = [
+    "srpo.distillation.tail",
+    "srpo.teacher.cpu_offload",
+    "srpo.demonstration.strip_thinking",
+    "srpo.demonstration.environment_feedback",
+]
+CHOICES = {
+    "srpo.routing": ("sample", "none", "correct_only", "failed_only", "advantage_mix"),
+    "srpo.teacher.kind": ("ema", "frozen", "live"),
+    "srpo.demonstration.select": ("first", "random", "shortest"),
+}
+NULLABLE = ["srpo.distillation.top_k", "srpo.distillation.is_clip"]
+GROUPS = ["distillation", "weighting", "advantage_mix", "teacher", "demonstration"]
+
+
+def with_values(changes):
+    """The defaults with some dotted keys replaced (or added)."""
+    values = default_values()
+    for key, value in changes.items():
+        *path, last = key.split(".")[1:]
+        node = values
+        for name in path:
+            node = node[name]
+        node[last] = value
+    return values
+
+
+def refusal(changes, key):
+    """The ConfigError that `changes` lead to, checked to name the full key, the value and a remedy."""
+    values = with_values(changes)
+    with pytest.raises(ConfigError) as raised:
+        parse(values)
+    error = raised.value
+    assert error.key == key
+    # The message as the user sees it: key=value: what would be right.
+    assert str(error).startswith(f"{key}={error.value!r}: ")
+    assert len(str(error).split(": ", 1)[1].split()) >= 3, str(error)
+    return error
+
+
+def test_the_defaults_are_those_of_the_interface():
+    assert as_flat_dict(default_values()) == DEFAULTS
+    types = {key: type(value) for key, value in as_flat_dict(default_values()).items()}
+    assert types == {key: type(value) for key, value in DEFAULTS.items()}
+
+
+def test_the_lists_above_cover_every_key():
+    assert sorted([*NUMBERS, *INTEGERS, *FLAGS, *CHOICES]) == sorted(DEFAULTS)
+
+
+def test_parse_puts_every_value_where_its_name_says():
+    # Values that differ from each other and from the defaults, so that no two fields can be swapped.
+    config = parse(
+        with_values(
+            {
+                "srpo.routing": "advantage_mix",
+                "srpo.success_threshold": 0.25,
+                "srpo.distillation.top_k": 7,
+                "srpo.distillation.divergence_alpha": 0.125,
+                "srpo.distillation.tail": False,
+                "srpo.distillation.is_clip": 3.5,
+                "srpo.weighting.beta": 0.75,
+                "srpo.advantage_mix.lambda": 0.625,
+                "srpo.teacher.ema_rate": 0.375,
+                "srpo.teacher.cpu_offload": True,
+                "srpo.demonstration.select": "shortest",
+                "srpo.demonstration.strip_thinking": False,
+                "srpo.demonstration.max_prompt_tokens": 77,
+                "srpo.demonstration.environment_feedback": True,
+            }
+        )
+    )
+    assert (config.routing, config.success_threshold, config.mix_lambda) == ("advantage_mix", 0.25, 0.625)
+    assert vars(config.distillation) == {"top_k": 7, "divergence_alpha": 0.125, "tail": False, "is_clip": 3.5}
+    assert vars(config.weighting) == {"beta": 0.75}
+    assert vars(config.teacher) == {"kind": "ema", "ema_rate": 0.375, "cpu_offload": True}
+    assert vars(config.demonstration) == {
+        "select": "shortest",
+        "strip_thinking": False,
+        "max_prompt_tokens": 77,
+        "environment_feedback": True,
+    }
+
+
+def test_a_dictconfig_and_a_dict_parse_alike_and_neither_is_changed():
+    values = default_values()
+    node, before = OmegaConf.create(values), deepcopy(values)
+    assert parse(node) == parse(values)
+    assert values == before
+    assert OmegaConf.to_container(node) == before
+
+
+def test_default_values_hands_out_a_fresh_copy():
+    default_values()["distillation"]["top_k"] = -1
+    assert default_values()["distillation"]["top_k"] == 100
+
+
+@pytest.mark.parametrize(("kind", "copy"), [("ema", True), ("frozen", True), ("live", False)])
+def test_which_teachers_need_weights_of_their_own(kind, copy):
+    config = parse(with_values({"srpo.teacher.kind": kind}))
+    assert config.uses_teacher
+    assert config.needs_teacher_copy is copy
+
+
+def test_without_distillation_there_is_no_teacher():
+    config = parse(with_values({"srpo.routing": "none"}))
+    assert not config.uses_teacher
+    assert not config.needs_teacher_copy
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, allowed in CHOICES.items() for value in allowed])
+def test_every_documented_choice_is_accepted(key, value):
+    parse(with_values({key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("srpo.distillation.top_k", None),
+        ("srpo.distillation.top_k", 1),
+        ("srpo.distillation.is_clip", None),
+        ("srpo.distillation.is_clip", 1e-9),
+        ("srpo.distillation.divergence_alpha", 0),
+        ("srpo.distillation.divergence_alpha", 1),
+        ("srpo.weighting.beta", 0),
+        ("srpo.teacher.ema_rate", 1),
+        ("srpo.success_threshold", -3),
+        ("srpo.demonstration.max_prompt_tokens", 1),
+    ],
+)
+def test_the_ends_of_the_ranges_are_inside(key, value):
+    parse(with_values({key: value}))
+
+
+# --- refused: keys ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["srpo", *(f"srpo.{group}" for group in GROUPS)])
+def test_an_unknown_key_is_refused_at_every_level(path):
+    error = refusal({f"{path}.typo": 3}, f"{path}.typo")
+    assert "3" in str(error)
+    level = default_values() if path == "srpo" else default_values()[path.removeprefix("srpo.")]
+    for known in level:  # the remedy: what may stand there
+        assert f"{path}.{known}" in error.remedy
+
+
+@pytest.mark.parametrize("key", sorted(DEFAULTS))
+def test_a_missing_key_is_refused(key):
+    values = default_values()
+    *path, last = key.split(".")[1:]
+    node = values
+    for name in path:
+        node = node[name]
+    del node[last]
+    with pytest.raises(ConfigError, match="is missing") as raised:
+        parse(values)
+    assert raised.value.key == key
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("value", [None, 5, "ema", [1]])
+def test_a_group_is_not_a_value(group, value):
+    refusal({f"srpo.{group}": value}, f"srpo.{group}")
+
+
+@pytest.mark.parametrize("node", [None, 3, "srpo", [1, 2]])
+def test_the_whole_group_has_to_be_one(node):
+    with pytest.raises(ConfigError) as raised:
+        parse(node)
+    assert raised.value.key == "srpo"
+
+
+# --- refused: types ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("value", [True, False, "0.5", "abc", "", [0.5], {"x": 0.5}])
+def test_a_number_is_neither_flag_nor_text_nor_list(key, value):
+    assert "number" in refusal({key: value}, key).remedy
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_are_finite(key, value):
+    assert "number" in refusal({key: value}, key).remedy
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_an_integer_too_large_for_a_float_is_refused_like_infinity(key):
+    assert "number" in refusal({key: 10**400}, key).remedy
+
+
+@pytest.mark.parametrize("key", INTEGERS)
+@pytest.mark.parametrize("value", [100.0, 100.5, True, "100", math.inf, math.nan, [100]])
+def test_a_count_is_a_whole_number(key, value):
+    assert "whole number" in refusal({key: value}, key).remedy
+
+
+@pytest.mark.parametrize("key", FLAGS)
+@pytest.mark.parametrize("value", [0, 1, 1.0, "true", "False", None, []])
+def test_a_flag_is_true_or_false(key, value):
+    assert refusal({key: value}, key).remedy == "has to be true or false"
+
+
+@pytest.mark.parametrize("key", sorted(CHOICES))
+@pytest.mark.parametrize("value", ["SAMPLE", "", 1, True, None, ["ema"], {"ema": 1}])
+def test_a_choice_is_one_of_its_names(key, value):
+    error = refusal({key: value}, key)
+    for allowed in CHOICES[key]:
+        assert allowed in error.remedy
+
+
+@pytest.mark.parametrize("key", sorted(set(DEFAULTS) - set(NULLABLE)))
+def test_null_only_where_it_means_something(key):
+    refusal({key: None}, key)
+
+
+# --- refused: ranges --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("srpo.distillation.top_k", 0),
+        ("srpo.distillation.top_k", -1),
+        ("srpo.distillation.divergence_alpha", -0.001),
+        ("srpo.distillation.divergence_alpha", 1.001),
+        ("srpo.distillation.is_clip", 0),
+        ("srpo.distillation.is_clip", -2.0),
+        ("srpo.weighting.beta", -1e-9),
+        ("srpo.teacher.ema_rate", 0),
+        ("srpo.teacher.ema_rate", 1.001),
+        ("srpo.demonstration.max_prompt_tokens", 0),
+        ("srpo.demonstration.max_prompt_tokens", -10240),
+    ],
+)
+def test_out_of_range(key, value):
+    bound = refusal({key: value}, key).remedy
+    assert re.search(r"at least|above|at most", bound)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_lambda_is_a_share(value):
+    refusal({"srpo.routing": "advantage_mix", "srpo.advantage_mix.lambda": value}, "srpo.advantage_mix.lambda")
+
+
+# --- refused: without effect ------------------------------------------------------------------------------------------
+
+OTHER = {  # another valid value of every key
+    "srpo.distillation.top_k": 50,
+    "srpo.distillation.divergence_alpha": 0.25,
+    "srpo.distillation.tail": False,
+    "srpo.distillation.is_clip": None,
+    "srpo.weighting.beta": 0.0,
+    "srpo.teacher.kind": "frozen",
+    "srpo.teacher.ema_rate": 0.1,
+    "srpo.teacher.cpu_offload": True,
+    "srpo.demonstration.select": "random",
+    "srpo.demonstration.strip_thinking": False,
+    "srpo.demonstration.max_prompt_tokens": 4096,
+    "srpo.demonstration.environment_feedback": True,
+}
+
+
+@pytest.mark.parametrize("key", sorted(OTHER))
+def test_no_key_of_the_teacher_has_an_effect_without_distillation(key):
+    parse(with_values({key: OTHER[key]}))  # fine by itself, so it is the combination that is refused
+    error = refusal({"srpo.routing": "none", key: OTHER[key]}, key)
+    assert "no effect" in error.remedy
+    assert "srpo.routing=none" in error.remedy
+
+
+@pytest.mark.parametrize("routing", ["sample", "none", "all", "correct_only", "failed_only"])
+def test_lambda_needs_advantage_mix(routing):
+    error = refusal({"srpo.routing": routing, "srpo.advantage_mix.lambda": 0.5}, "srpo.advantage_mix.lambda")
+    assert f"srpo.routing={routing}" in error.remedy
+    assert "routing=advantage_mix" in error.remedy
+    parse(with_values({"srpo.routing": "advantage_mix", "srpo.advantage_mix.lambda": 0.5}))
+
+
+@pytest.mark.parametrize("kind", ["frozen", "live"])
+def test_the_ema_rate_needs_an_ema_teacher(kind):
+    error = refusal({"srpo.teacher.kind": kind, "srpo.teacher.ema_rate": 0.1}, "srpo.teacher.ema_rate")
+    assert f"srpo.teacher.kind={kind}" in error.remedy
+    assert "kind=ema" in error.remedy
+
+
+def test_a_live_teacher_has_nothing_to_offload():
+    error = refusal({"srpo.teacher.kind": "live", "srpo.teacher.cpu_offload": True}, "srpo.teacher.cpu_offload")
+    assert "srpo.teacher.kind=live" in error.remedy
+    parse(with_values({"srpo.teacher.kind": "frozen", "srpo.teacher.cpu_offload": True}))
+
+
+def test_the_full_vocabulary_has_no_tail():
+    error = refusal({"srpo.distillation.top_k": None, "srpo.distillation.tail": False}, "srpo.distillation.tail")
+    assert "srpo.distillation.top_k=null" in error.remedy
+    parse(with_values({"srpo.distillation.tail": False}))
+
+
+# --- any value whatever -----------------------------------------------------------------------------------------------
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([10**400, -(10**400)]),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.text(max_size=5),
+    st.sampled_from(["none", "all", "sample", "live", "ema", "null", "true", "???"]),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(DEFAULTS)), ANYTHING)
+def test_any_value_of_any_key_is_taken_or_refused_with_a_config_error(key, value):
+    try:
+        config = parse(with_values({key: value}))
+    except ConfigError as error:
+        assert error.key.startswith("srpo.")
+        assert error.key in str(error)
+    else:
+        # Taken: then it has the type the rest of the package relies on.
+        assert value is not None or key in NULLABLE
+        assert isinstance(value, bool) == (key in FLAGS)
+        assert config.routing in (*CHOICES["srpo.routing"], "all")
