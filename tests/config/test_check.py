@@ -1,15 +1,17 @@
 """The composed configuration as a whole: every setting of veRL that SRPO depends on."""
 
 from copy import deepcopy
+from importlib.resources import files
 
 import pytest
+from hydra.utils import get_class
 from omegaconf import OmegaConf, open_dict
 
 from srpo_verl import plugin
 from srpo_verl.config.check import ConfigCheck, check_model, check_run
 from srpo_verl.config.schema import parse
 from srpo_verl.errors import ConfigError
-from tests.config import compose
+from tests.config import NAMES, compose
 
 ACTOR, MODEL, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
 
@@ -125,7 +127,7 @@ def test_the_check_returns_the_group_typed_and_changes_nothing(change):
     assert OmegaConf.to_container(config) == before
 
 
-# --- with the model's own configuration -------------------------------------------------------------------------------
+# --- with the model's own configuration ------------------------------------------------------------------------------
 
 
 def test_the_support_fits_the_vocabulary(change):
@@ -156,20 +158,13 @@ def test_a_run_without_a_teacher_may_have_any_model(change):
     check_model(config, parse(config.srpo), vocab_size=3, max_positions=5)
 
 
-# --- before any worker starts -----------------------------------------------------------------------------------------
+# --- before any worker starts ----------------------------------------------------------------------------------------
 
 
-def test_every_shipped_configuration_runs_the_check_as_a_hydra_callback():
-    from hydra import initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.types import RunMode
-
-    from tests.config import NAMES
-
-    for name in NAMES:
-        with initialize_config_module(config_module="srpo_verl.config", version_base=None):
-            full = GlobalHydra.instance().hydra.compose_config(name, [], run_mode=RunMode.RUN, with_log_configuration=False)
-        assert full.hydra.callbacks.srpo._target_ == f"{ConfigCheck.__module__}.{ConfigCheck.__qualname__}", name
+@pytest.mark.parametrize("name", NAMES)
+def test_every_named_configuration_runs_the_check_as_a_hydra_callback(name):
+    node = OmegaConf.load(str(files("srpo_verl.config").joinpath(f"{name}.yaml")))
+    assert get_class(node.hydra.callbacks.srpo._target_) is ConfigCheck
 
 
 def test_the_callback_ends_the_process_with_the_message_alone(change):

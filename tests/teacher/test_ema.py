@@ -67,9 +67,9 @@ def test_shapes_that_differ_are_not_broadcast():
 @pytest.mark.parametrize(("teachers", "students"), [(2, 1), (1, 2), (0, 1)])
 def test_counts_that_differ(teachers, students):
     pairs = [torch.zeros(2) for _ in range(teachers)], [torch.ones(2) for _ in range(students)]
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         ema_step(*pairs, 0.05)
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         squared_distance(*pairs)
 
 

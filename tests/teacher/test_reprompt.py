@@ -46,7 +46,7 @@ def by_words(messages):
     return [hash(word) for message in messages for word in message["content"].split()]
 
 
-# --- the text ---------------------------------------------------------------------------------------------------------
+# --- the text --------------------------------------------------------------------------------------------------------
 
 
 def test_the_prompt_s_text(tokenizer, render):
@@ -67,7 +67,8 @@ def test_feedback_alone(tokenizer, render):
     text = tokenizer.decode(reprompt.token_ids)
     assert "Correct solution" not in text
     question, feedback, closing = (
-        text.index(part) for part in ("What is 6 x 7?", "The answer is wrong.", "Correctly solve the original question.")
+        text.index(part)
+        for part in ("What is 6 x 7?", "The answer is wrong.", "Correctly solve the original question.")
     )
     assert question < feedback < closing
 
@@ -104,7 +105,7 @@ def test_a_conversation_that_does_not_end_with_a_user_s_text(messages):
         with_solution(messages, "42")
 
 
-# --- the limit --------------------------------------------------------------------------------------------------------
+# --- the limit -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("slack", [0, 1, 5, 29])
@@ -168,7 +169,7 @@ def test_the_number_of_renderings_is_logarithmic():
     assert len(calls) < 20
 
 
-# --- thinking ---------------------------------------------------------------------------------------------------------
+# --- thinking --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

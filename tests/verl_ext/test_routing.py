@@ -205,7 +205,7 @@ def test_several_outputs_of_one_session_are_refused():
         router().route(replace(batch, keys=keys), 0)
 
 
-# --- feedback ---------------------------------------------------------------------------------------------------------
+# --- feedback --------------------------------------------------------------------------------------------------------
 
 WITH_FEEDBACK = [
     ("a", 0, 0.0, "a zero", "Wrong unit."),
@@ -248,7 +248,7 @@ def test_a_correct_rollout_is_not_called_an_unsuccessful_attempt():
         assert "unsuccessful" not in decode(routed.reprompts[row].token_ids)
 
 
-# --- metrics ----------------------------------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_metrics_by_hand():
@@ -268,7 +268,10 @@ def test_the_metrics_by_hand():
     masks[2][4:7] = 0  # 3 of 10 tokens do not count
     masks[4][:] = 0
     routed = router().route(replace(batch, response_masks=masks), 0)
-    question, parts = len("Question a"), len("\n\nCorrect solution:\n\n" + "\n\nCorrectly solve the original question.\n")
+    question, parts = (
+        len("Question a"),
+        len("\n\nCorrect solution:\n\n" + "\n\nCorrectly solve the original question.\n"),
+    )
     assert routed.metrics == pytest.approx(
         {
             "srpo/frac_correct": 4 / 8,

@@ -1,0 +1,130 @@
+"""Who may import whom, read from the sources; and what no source file may be."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "srpo_verl"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+# Where veRL is imported when the module is: the adapters, the CPU platform, and those who load or inspect both.
+ADAPTERS = ("verl_ext/", "cpu/", "plugin.py", "config/check.py", "doctor.py")
+LIMIT = 24_000
+"""Bytes. A file that needs more is two files."""
+
+
+def name_of(path):
+    """srpo_verl/a/b.py -> srpo_verl.a.b; packages by their directory."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree, package, *, anywhere):
+    """Absolute names of the imported modules (`from a import b` gives a.b); functions' own only if `anywhere`."""
+    found = []
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base] if base else parents)
+            found += [f"{base}.{alias.name}" for alias in node.names]
+        elif not anywhere and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        stack += ast.iter_child_nodes(node)
+    return found
+
+
+def imports_of(path, *, anywhere):
+    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    return imports(ast.parse(path.read_text()), package, anywhere=anywhere)
+
+
+def is_in(name, module):
+    return name == module or name.startswith(f"{module}.")
+
+
+def relative(path):
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def test_the_reader_of_imports_can_fail():
+    tree = ast.parse(
+        "import a.b as c\nfrom d import e\nfrom . import f\nfrom ..g import h\n"
+        "if True:\n    import i\nclass C:\n    import j\n"
+        "    def m(self):\n        import k\nasync def n():\n    import o\n"
+    )
+    module_level = {"a.b", "d.e", "p.q.f", "p.g.h", "i", "j"}
+    assert set(imports(tree, "p.q", anywhere=False)) == module_level
+    assert set(imports(tree, "p.q", anywhere=True)) == module_level | {"k", "o"}
+    assert is_in("verl.utils", "verl")
+    assert not is_in("verl_ext", "verl")
+
+
+def test_there_is_something_to_check():
+    names = {relative(path) for path in SOURCES}
+    assert {"functional.py", "algos/routing.py", "teacher/ema.py", "verl_ext/trainer.py", "plugin.py"} <= names
+    # The rules below would catch an adapter that strayed: adapters do import veRL.
+    assert any(is_in(name, "verl") for name in imports_of(PACKAGE / "verl_ext" / "trainer.py", anywhere=False))
+
+
+ALGORITHM = [path for path in SOURCES if relative(path).startswith("algos/") or relative(path) == "functional.py"]
+
+
+@pytest.mark.parametrize("path", ALGORITHM, ids=relative)
+def test_the_algorithm_needs_torch_alone(path):
+    for name in imports_of(path, anywhere=True):
+        top = name.partition(".")[0]
+        allowed = top == "torch" or top in sys.stdlib_module_names or is_in(name, "srpo_verl.algos")
+        assert allowed, f"{relative(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if relative(p).startswith("teacher/")], ids=relative)
+def test_the_teacher_knows_nothing_of_verl(path):
+    for name in imports_of(path, anywhere=True):
+        assert not is_in(name, "verl"), f"{relative(path)} imports {name}"
+        assert not is_in(name, "srpo_verl.verl_ext"), f"{relative(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if not relative(p).startswith(ADAPTERS)], ids=relative)
+def test_verl_is_imported_by_the_adapters_alone(path):
+    for name in imports_of(path, anywhere=False):
+        assert not is_in(name, "verl"), f"{relative(path)} imports {name}"
+        for adapter in ("verl_ext", "plugin"):
+            assert not is_in(name, f"srpo_verl.{adapter}"), f"{relative(path)} imports {name}"
+
+
+# --- every file ------------------------------------------------------------------------------------------------------
+
+SUFFIXES = {".py", ".yaml", ".yml", ".md", ".sh", ".toml"}
+TREES = ("srpo_verl", "tests", "recipes", "scripts", "docs")
+
+
+def written_files():
+    """Sources and documentation of the checkout, without what runs leave behind."""
+    paths = [path for tree in TREES for path in (ROOT / tree).rglob("*") if path.suffix in SUFFIXES]
+    paths += [path for path in ROOT.iterdir() if path.suffix in SUFFIXES]
+    return sorted(path for path in paths if path.is_file() and "outputs" not in path.relative_to(ROOT).parts)
+
+
+def test_no_file_is_too_long_to_read():
+    sizes = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in written_files()}
+    assert len(sizes) > 50
+    assert {name: size for name, size in sizes.items() if size > LIMIT} == {}
+
+
+def test_nothing_is_left_to_do():
+    marks = ("TO" + "DO", "FIX" + "ME")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in written_files()
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if any(mark in line for mark in marks)
+    ]
+    assert found == []

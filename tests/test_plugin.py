@@ -1,0 +1,222 @@
+"""The plugin is loaded, or somebody says so; and the traps of veRL's registries."""
+
+import inspect
+import os
+import subprocess
+import sys
+from importlib.metadata import EntryPoint, PackageNotFoundError
+
+import pytest
+from omegaconf import OmegaConf
+
+from srpo_verl import plugin, verl_ext
+from srpo_verl.errors import ConfigError
+from srpo_verl.plugin import PluginError, check_installation, missing_registrations
+from tests.config import compose
+
+
+def test_everything_is_registered():
+    assert missing_registrations() == []
+    check_installation()
+
+
+def test_registering_again_changes_nothing():
+    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+    from verl.workers.engine.base import EngineRegistry
+
+    before = dict(POLICY_LOSS_REGISTRY), {name: dict(by) for name, by in EngineRegistry._engines.items()}
+    plugin.register()
+    assert (dict(POLICY_LOSS_REGISTRY), {name: dict(by) for name, by in EngineRegistry._engines.items()}) == before
+
+
+def test_import_verl_alone_loads_the_plugin():
+    """As in every process of a run: nobody imports srpo_verl there."""
+    code = (
+        "import sys, verl\n"
+        "from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn\n"
+        "from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY\n"
+        "found = [get_adv_estimator_fn('srpo'), get_policy_loss_fn('srpo'), TRAINER_REGISTRY['srpo']]\n"
+        "sys.exit(0 if all(thing.__module__.startswith('srpo_verl.') for thing in found) else f'{found}')\n"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "VERL_USE_EXTERNAL_PLUGINS"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+# --- what check_installation notices ---------------------------------------------------------------------------------
+
+
+def refusal():
+    with pytest.raises(PluginError) as raised:
+        check_installation()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("found", ["0.9.0", "0.9.2", "0.10.0", "0.9.1.dev0", ""])
+def test_another_release_of_verl(monkeypatch, found):
+    monkeypatch.setattr(plugin, "version", lambda name: {"verl": found}[name])
+    message = refusal()
+    assert f"veRL {found} is installed, supported: 0.9.1" in message
+    assert "pip install 'verl[verl-core]==0.9.1'" in message
+
+
+def test_no_verl(monkeypatch):
+    def version(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(plugin, "version", version)
+    message = refusal()
+    assert "veRL is not installed" in message
+    assert "pip install 'verl[verl-core]==0.9.1'" in message
+
+
+@pytest.mark.parametrize("others", [[], [EntryPoint("other", "other.plugin", "verl.plugins")]])
+def test_no_entry_point(monkeypatch, others):
+    """Run from a checkout that is on the path but not installed: Ray's processes would train plain veRL."""
+    monkeypatch.setattr(plugin, "entry_points", lambda group: {"verl.plugins": others}[group])
+    message = refusal()
+    assert "importable but not installed" in message
+    assert "pip install srpo-verl" in message
+
+
+def test_the_installed_entry_point_is_the_one_looked_for():
+    from importlib.metadata import entry_points
+
+    points = [point for point in entry_points(group="verl.plugins") if point.name == "srpo_verl"]
+    assert points
+    assert all(point.load() is plugin for point in points)
+
+
+def test_the_supported_release_is_the_one_the_package_requires():
+    from importlib.metadata import requires
+
+    required = [line for line in requires("srpo-verl") if line.startswith("verl[") and "extra" not in line]
+    assert len(required) == 1
+    assert required[0].partition("==")[2] in plugin.SUPPORTED_VERL
+
+
+def registries():
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+    from verl.workers.engine.base import EngineRegistry
+
+    return {
+        "advantage estimator srpo": (ADV_ESTIMATOR_REGISTRY, "srpo"),
+        "policy loss srpo": (POLICY_LOSS_REGISTRY, "srpo"),
+        "trainer srpo": (TRAINER_REGISTRY, "srpo"),
+        "engine srpo_student": (EngineRegistry._engines, "srpo_student"),
+        "engine srpo_teacher": (EngineRegistry._engines, "srpo_teacher"),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(registries()))
+def test_a_missing_registration_is_named(monkeypatch, name):
+    registry, key = registries()[name]
+    monkeypatch.delitem(registry, key)
+    assert missing_registrations() == [name]
+    message = refusal()
+    assert f"not registered in veRL: {name}." in message
+    assert "VERL_USE_EXTERNAL_PLUGINS" in message
+    assert "python -m srpo_verl.doctor" in message
+
+
+def test_every_missing_registration_is_named(monkeypatch):
+    for registry, key in registries().values():
+        monkeypatch.delitem(registry, key)
+    assert sorted(missing_registrations()) == sorted(registries())
+
+
+def test_the_engines_are_found_by_the_type_the_worker_sets(monkeypatch):
+    """On a device of each kind, with both versions of FSDP."""
+    from verl.workers.engine.base import EngineRegistry
+
+    from srpo_verl.verl_ext.engine import SrpoEngine, SrpoTeacherEngine
+
+    for model_type, engine in (("srpo_student", SrpoEngine), ("srpo_teacher", SrpoTeacherEngine)):
+        for strategy in ("fsdp", "fsdp2"):
+            for device in ("cuda", "npu", "cpu"):
+                monkeypatch.setenv("VERL_ENGINE_DEVICE", device)
+                assert EngineRegistry.get_engine_cls(model_type, strategy) is engine
+
+
+# --- the trainer's mode ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config():
+    return compose("srpo", "platform=cpu")
+
+
+def test_verls_trainer_still_compares_the_mode_with_sync():
+    """The reason for rewriting it. Should this fail, look whether SrpoTrainer still has to."""
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    source = inspect.getsource(PPOTrainer)
+    assert source.count('self.trainer_mode == "sync"') >= 2
+    assert source.count('self.trainer_mode != "sync"') >= 4
+    assert 'if self.trainer_mode == "sync" else ReplayBufferAsync' in inspect.getsource(
+        PPOTrainer._build_replay_buffer
+    )
+
+
+def test_the_trainer_is_registered_under_its_own_mode(config):
+    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    from srpo_verl.verl_ext.trainer import SrpoTrainer
+
+    assert config.trainer.v1.trainer_mode == "srpo"
+    assert TRAINER_REGISTRY["srpo"] is SrpoTrainer
+    assert TRAINER_REGISTRY["sync"] is PPOTrainerSync  # veRL's own is left alone
+
+
+def test_the_mode_is_sync_before_the_base_class_looks(config, monkeypatch):
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    from srpo_verl.verl_ext.trainer import SrpoTrainer
+
+    seen = []
+
+    def base(self, given):
+        seen.append((given.trainer.v1.trainer_mode, OmegaConf.to_container(given.actor_rollout_ref.srpo)))
+
+    monkeypatch.setattr(PPOTrainerSync, "__init__", base)
+    group = OmegaConf.to_container(config.srpo)
+    trainer = SrpoTrainer(config)
+    assert seen == [("sync", group)]  # workers get the group with actor_rollout_ref, the only part they are given
+    assert trainer.srpo.routing == "sample"
+
+
+def test_verls_own_constructor_takes_the_synchronous_replay_buffer(monkeypatch):
+    """The real base class; only the two buffers are replaced, because they need a running TransferQueue."""
+    from verl.trainer.ppo.v1 import trainer_base
+
+    from srpo_verl.verl_ext.trainer import SrpoTrainer
+
+    built = []
+    for name in ("ReplayBuffer", "ReplayBufferAsync"):
+        monkeypatch.setattr(trainer_base, name, lambda name=name, **kwargs: built.append((name, kwargs)))
+    monkeypatch.setattr(trainer_base, "RolloutMoELoadBalanceMetricsAccumulator", lambda model_config: None)
+    trainer = SrpoTrainer(compose("srpo"))
+    assert [(name, kwargs["trainer_mode"]) for name, kwargs in built] == [("ReplayBuffer", "sync")]
+    assert trainer.trainer_mode == "sync"
+    assert not trainer.use_critic
+
+
+def test_a_wrong_configuration_never_reaches_the_base_class(config, monkeypatch):
+    """Also for whoever composes without our Hydra callback."""
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    from srpo_verl.verl_ext.trainer import SrpoTrainer
+
+    monkeypatch.setattr(PPOTrainerSync, "__init__", lambda self, given: pytest.fail("the base class was reached"))
+    config.srpo.teacher.ema_rate = 7
+    with pytest.raises(ConfigError, match=r"srpo\.teacher\.ema_rate=7"):
+        SrpoTrainer(config)
+
+
+def test_registration_errors_are_not_swallowed(monkeypatch):
+    """veRL swallows what the entry point raises; the plugin itself must not."""
+    monkeypatch.setattr(verl_ext, "register", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        plugin.register()
