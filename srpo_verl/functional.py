@@ -1,7 +1,7 @@
 """SRPO as plain functions on tensors: the public face of `srpo_verl.algos`. Needs torch and nothing else.
 
 ==========================  =====================================================  =====================
-what                        function                                               equation in paper.md
+what                        function                                               equation in docs/algorithm.md
 ==========================  =====================================================  =====================
 sample routing              route_samples -> Routing                               (1), paper §3.1
 group-relative advantage    group_advantages                                       (2), paper §2.1, §4.1

@@ -15,6 +15,7 @@ from srpo_verl.functional import distillation_loss, score_teacher, topk_support
 from srpo_verl.verl_ext.nested import filler, jagged, response_logit_index
 from srpo_verl.verl_ext.schema import (
     DIVERGENCE,
+    SCORE,
     SDPO_ROW,
     SUPPORT,
     TEACHER_ENTROPY,
@@ -25,9 +26,6 @@ from srpo_verl.verl_ext.schema import (
 STUDENT_TYPE = "srpo_student"
 TEACHER_TYPE = "srpo_teacher"
 """Model types under which veRL's EngineRegistry holds the two engines."""
-
-SCORE = "srpo_score"
-"""Flag of a micro-batch that is to be scored rather than trained on."""
 
 
 class SrpoEngine(FSDPEngineWithLMHead):

@@ -48,14 +48,17 @@ class SrpoLoss:
             sdpo_loss, divergence = self._sdpo_loss(model_output, data)
             sdpo_loss = sdpo_loss * self.sdpo_scale
             loss = grpo_loss + sdpo_loss
-            metrics["srpo/student_teacher_divergence"] = _sum_metric(divergence)
+            if divergence is not None:
+                metrics["srpo/student_teacher_divergence"] = _sum_metric(divergence)
         metrics["srpo/grpo_loss"] = _sum_metric(grpo_loss)
         metrics["srpo/sdpo_loss"] = _sum_metric(sdpo_loss)
         metrics["srpo/loss"] = _sum_metric(loss)
         return loss, metrics
 
-    def _sdpo_loss(self, model_output: dict[str, torch.Tensor], data: TensorDict) -> tuple[torch.Tensor, torch.Tensor]:
-        """The SDPO summand, and this micro-batch's share of the mean divergence per distilled token."""
+    def _sdpo_loss(
+        self, model_output: dict[str, torch.Tensor], data: TensorDict
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The SDPO summand, and this micro-batch's share of the mean divergence over Omega (None: it is empty)."""
         names = ["response_mask", "old_log_probs", WEIGHTS]
         if "rollout_is_weights" in data:
             names.append("rollout_is_weights")
@@ -73,9 +76,10 @@ class SrpoLoss:
             torch.zeros_like(loss_BT), loss_BT, dense[WEIGHTS], mask_BT, sdpo_B, num_tokens=data["batch_num_tokens"]
         )
 
-        distilled_BT = mask_BT & sdpo_B[:, None]
-        divergence = divergence_BT.detach().where(distilled_BT, 0.0).sum()
-        count = max(1, tu.get_non_tensor_data(data, NUM_SDPO_TOKENS, default=0))
+        count = tu.get_non_tensor_data(data, NUM_SDPO_TOKENS, default=0)
+        if count == 0:
+            return loss * data["dp_size"], None
+        divergence = divergence_BT.detach().where(mask_BT & sdpo_B[:, None], 0.0).sum()
         return loss * data["dp_size"], divergence / count * data["dp_size"]
 
 

@@ -63,14 +63,13 @@ class Router:
         """Route one training step's rollouts. Raises ValueError where a row is not the only output of its session."""
         order = _session_order(rollouts.keys)
         lengths_B = torch.tensor([len(response) for response in rollouts.responses])
-        wants_feedback = self.srpo.demonstration.environment_feedback
-        feedback_B = torch.tensor([bool(text) for text in rollouts.feedback])
+        feedback_B = torch.tensor([bool(self._feedback(rollouts, row)) for row in range(len(rollouts.keys))])
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         in_order = route_samples(
             rollouts.rewards_B[order],
             [rollouts.uids[row] for row in order.tolist()],
             success_threshold=self.srpo.success_threshold,
-            feedback_B=feedback_B[order] if wants_feedback else None,
+            feedback_B=feedback_B[order],
             select=self.srpo.demonstration.select,
             routing=self.srpo.routing,
             generator=generator,
@@ -90,10 +89,15 @@ class Router:
         return build_reprompt(
             rollouts.messages[row],
             demonstration,
-            rollouts.feedback[row] if self.srpo.demonstration.environment_feedback else None,
+            self._feedback(rollouts, row),
             render=self.render,
             max_prompt_tokens=self.srpo.demonstration.max_prompt_tokens,
         )
+
+    def _feedback(self, rollouts: Rollouts, row: int) -> str:
+        """The verifier's words on a failed attempt, where they are wanted; a correct one needs none."""
+        failed = float(rollouts.rewards_B[row]) < self.srpo.success_threshold
+        return rollouts.feedback[row] if failed and self.srpo.demonstration.environment_feedback else ""
 
 
 def _session_order(keys: Sequence[str]) -> torch.Tensor:

@@ -42,5 +42,8 @@ DISTILL = "srpo_distill"
 WANT_SUPPORT = "srpo_want_support"
 """bool: the forward shall return SUPPORT."""
 
+SCORE = "srpo_score"
+"""bool: a micro-batch of teacher sequences, to be scored rather than trained on."""
+
 NUM_SDPO_TOKENS = "srpo_num_sdpo_tokens"
 """int: |Omega|, valid tokens of distilled rows in the optimizer mini-batch, over all ranks."""

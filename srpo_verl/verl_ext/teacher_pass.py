@@ -10,9 +10,10 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id
 
-from srpo_verl.verl_ext.engine import SCORE, SrpoEngine
+from srpo_verl.verl_ext.engine import SrpoEngine
 from srpo_verl.verl_ext.nested import filler, jagged
 from srpo_verl.verl_ext.schema import (
+    SCORE,
     SDPO_ROW,
     SUPPORT,
     TEACHER_ENTROPY,
@@ -34,7 +35,7 @@ def score_rows(
     """Add TEACHER_LOG_PROBS and TEACHER_ENTROPY to `data`; return the number of teacher tokens computed here.
 
     Forward only, the distilled rows only. Every rank has to call it: a sharded forward is a collective, so ranks
-    with less to do run forwards on one token whose result is dropped.
+    with less to do run forwards on two tokens whose result is dropped.
 
     Args:
         engine: of the teacher, or of the student when the teacher is the student.

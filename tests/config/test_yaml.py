@@ -181,7 +181,7 @@ def test_the_gpu_platform_changes_nothing(composed):
     assert difference(composed["srpo", "none"], composed["srpo", "gpu"]) == {}
 
 
-# Rows of Table 3 (paper.md), by the veRL key that carries each; column SRPO.
+# Rows of the paper's Table 3, by the veRL key that carries each; column SRPO.
 TABLE_3 = {
     "actor_rollout_ref.model.path": "Qwen/Qwen3-8B",
     "data.apply_chat_template_kwargs.enable_thinking": False,

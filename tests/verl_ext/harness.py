@@ -40,6 +40,8 @@ class Case:
     name: str
     overrides: list[str] = field(default_factory=list)
     rows_of_rank: list[list[int]] | None = None
+    # Rows per optimizer step, over all ranks.
+    mini_batch_size: int = 8
 
 
 def batch_tensors() -> dict[str, list[torch.Tensor]]:
@@ -145,8 +147,8 @@ def _run_case(case: Case, model: Path, rank: int, world_size: int) -> dict[str, 
         output = worker.compute_log_prob(log_prob_batch)
         batch = fresh_batch(
             calculate_entropy=False,
-            global_batch_size=len(REWARDS),
-            mini_batch_size=len(REWARDS),
+            global_batch_size=case.mini_batch_size,
+            mini_batch_size=case.mini_batch_size,
             epochs=1,
             seed=0,
             dataloader_kwargs={"shuffle": False},

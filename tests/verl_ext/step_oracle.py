@@ -31,14 +31,14 @@ def run(
     grpo_scale: float = 1.0,
     sdpo_scale: float = 1.0,
     grpo_rows: list[bool] | None = None,
+    mini_batches: list[list[int]] | None = None,
 ) -> dict[str, Any]:
     """Returns metrics per step, final student and teacher weights. Defaults are the paper's (Table 3)."""
     student = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64)
     teacher = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64)
     optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=0.01, eps=adam_eps)
-    rows = range(len(batch["responses"]))
+    every_row = list(range(len(batch["responses"])))
     takes_grpo = grpo_rows if grpo_rows is not None else [not z for z in sdpo]
-    num_tokens = sum(int(mask.sum()) for mask in batch["response_mask"])
     history = []
 
     def response_log_probs(model: Any, context: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
@@ -46,8 +46,14 @@ def run(
         first = len(context) - 1
         return torch.log_softmax(logits[first : first + len(response)] / temperature, dim=-1)
 
+    def sampled_log_probs(row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        response = batch["responses"][row]
+        log_p = response_log_probs(student, batch["prompts"][row], response)
+        return log_p, log_p[torch.arange(len(response)), response]
+
     for _ in range(steps):
         scorer = student if teacher_kind == "live" else teacher
+        # Old policy, support and teacher are those before the first optimizer step of the training step.
         with torch.no_grad():
             teacher_log_probs = {
                 row: response_log_probs(
@@ -55,79 +61,90 @@ def run(
                     batch["teacher"][row][: len(batch["teacher"][row]) - len(batch["responses"][row])],
                     batch["responses"][row],
                 )
-                for row in rows
+                for row in every_row
                 if sdpo[row]
             }
-        raw_weights = {
-            row: torch.exp(beta * (q.exp() * q).sum(-1)) * batch["response_mask"][row]
-            for row, q in teacher_log_probs.items()
-        }
-        omega = sum(int(batch["response_mask"][row].sum()) for row in raw_weights)
-        mean_weight = sum(w.sum() for w in raw_weights.values()) / max(1, omega)
+            before = {row: sampled_log_probs(row) for row in every_row}
+        entries = []
+        for rows in mini_batches or [every_row]:
+            num_tokens = sum(int(batch["response_mask"][row].sum()) for row in rows)
+            distilled = [row for row in rows if sdpo[row]]
+            raw_weights = {
+                row: torch.exp(beta * (teacher_log_probs[row].exp() * teacher_log_probs[row]).sum(-1))
+                * batch["response_mask"][row]
+                for row in distilled
+            }
+            omega = sum(int(batch["response_mask"][row].sum()) for row in distilled)
+            mean_weight = sum(w.sum() for w in raw_weights.values()) / max(1, omega)
 
-        grpo_sum = sdpo_sum = divergence_sum = torch.zeros((), dtype=torch.float64)
-        for row in rows:
-            response, mask = batch["responses"][row], batch["response_mask"][row]
-            log_p = response_log_probs(student, batch["prompts"][row], response)
-            sampled = log_p[torch.arange(len(response)), response]
-            old = sampled.detach() + batch["log_ratio_noise"][row].double()
-            correction = batch["rollout_is_weights"][row].double()
-            ratio = torch.exp(sampled - old)
-            if takes_grpo[row]:
-                advantage = advantages[row]
-                token = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
-                if advantage < 0:
-                    token = torch.minimum(token, torch.full_like(token, -3.0 * advantage))
-                grpo_sum = grpo_sum + (token * correction * mask).sum()
-            if sdpo[row]:
-                divergence = _jensen_shannon(log_p, teacher_log_probs[row], top_k)
-                weight = raw_weights[row] / mean_weight
-                truncated = ratio.detach().clamp(max=2.0)
-                sdpo_sum = sdpo_sum + (weight * divergence * truncated * correction * mask).sum()
-                divergence_sum = divergence_sum + (divergence.detach() * mask).sum()
+            grpo_sum = sdpo_sum = divergence_sum = torch.zeros((), dtype=torch.float64)
+            for row in rows:
+                mask = batch["response_mask"][row]
+                log_p, sampled = sampled_log_probs(row)
+                old_log_p, old = before[row][0], before[row][1] + batch["log_ratio_noise"][row].double()
+                correction = batch["rollout_is_weights"][row].double()
+                ratio = torch.exp(sampled - old)
+                if takes_grpo[row]:
+                    advantage = advantages[row]
+                    token = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
+                    if advantage < 0:
+                        token = torch.minimum(token, torch.full_like(token, -3.0 * advantage))
+                    grpo_sum = grpo_sum + (token * correction * mask).sum()
+                if sdpo[row]:
+                    support = None if top_k is None else old_log_p.topk(top_k, dim=-1).indices
+                    divergence = _jensen_shannon(log_p, teacher_log_probs[row], support)
+                    weight = raw_weights[row] / mean_weight
+                    truncated = ratio.detach().clamp(max=2.0)
+                    sdpo_sum = sdpo_sum + (weight * divergence * truncated * correction * mask).sum()
+                    divergence_sum = divergence_sum + (divergence.detach() * mask).sum()
 
-        grpo_loss, sdpo_loss = grpo_scale * grpo_sum / num_tokens, sdpo_scale * sdpo_sum / num_tokens
-        optimizer.zero_grad()
-        (grpo_loss + sdpo_loss).backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), clip_grad)
-        optimizer.step()
+            grpo_loss, sdpo_loss = grpo_scale * grpo_sum / num_tokens, sdpo_scale * sdpo_sum / num_tokens
+            optimizer.zero_grad()
+            (grpo_loss + sdpo_loss).backward()
+            grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), clip_grad)
+            optimizer.step()
+            entry = {
+                "srpo/grpo_loss": grpo_loss.item(),
+                "srpo/sdpo_loss": sdpo_loss.item(),
+                "srpo/loss": (grpo_loss + sdpo_loss).item(),
+                "grad_norm": grad_norm.item(),
+            }
+            if omega:
+                masks = {row: batch["response_mask"][row].bool() for row in distilled}
+                weights = torch.cat([raw_weights[row][masks[row]] for row in distilled]) / mean_weight
+                entropies = torch.cat(
+                    [-(q.exp() * q).sum(-1)[masks[row]] for row, q in teacher_log_probs.items() if row in masks]
+                )
+                entry |= {
+                    "srpo/student_teacher_divergence": (divergence_sum / omega).item(),
+                    "srpo/teacher_entropy_mean": entropies.mean().item(),
+                    "srpo/weight_mean": weights.mean().item(),
+                    "srpo/weight_std": weights.std(unbiased=False).item(),
+                    "srpo/weight_max": weights.max().item(),
+                }
+            entries.append(entry)
+
         if teacher_kind == "ema":
             with torch.no_grad():
                 for average, source in zip(teacher.parameters(), student.parameters(), strict=True):
                     average.mul_(1 - ema_rate).add_(ema_rate * source)
-        entry = {
-            "srpo/grpo_loss": grpo_loss.item(),
-            "srpo/sdpo_loss": sdpo_loss.item(),
-            "srpo/loss": (grpo_loss + sdpo_loss).item(),
-            "grad_norm": grad_norm.item(),
-        }
-        if omega:
-            weights = torch.cat([w[w > 0] for w in raw_weights.values()]) / mean_weight
-            entropies = torch.cat(
-                [-(q.exp() * q).sum(-1)[batch["response_mask"][row].bool()] for row, q in teacher_log_probs.items()]
-            )
-            entry |= {
-                "srpo/student_teacher_divergence": (divergence_sum / omega).item(),
-                "srpo/teacher_entropy_mean": entropies.mean().item(),
-                "srpo/weight_mean": weights.mean().item(),
-                "srpo/weight_std": weights.std(unbiased=False).item(),
-                "srpo/weight_max": weights.max().item(),
-            }
+        # A metric of the step is the mean over the optimizer steps that have it.
+        found = {key: [entry[key] for entry in entries if key in entry] for key in set().union(*entries)}
+        summary = {key: sum(values) / len(values) for key, values in found.items()}
         if teacher_kind != "live":
             pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
             distance = sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs)
-            entry["srpo/teacher_distance"] = distance.sqrt().item()
-        history.append(entry)
+            summary["srpo/teacher_distance"] = distance.sqrt().item()
+        history.append(summary)
 
     return {"metrics": history, "student": _weights(student), "teacher": _weights(teacher)}
 
 
-def _jensen_shannon(log_p: torch.Tensor, log_q: torch.Tensor, top_k: int | None) -> torch.Tensor:
-    """JSD over the student's top-k tokens and one bucket for the rest, from probabilities."""
+def _jensen_shannon(log_p: torch.Tensor, log_q: torch.Tensor, support: torch.Tensor | None) -> torch.Tensor:
+    """JSD over the support and one bucket for the rest, from probabilities."""
     p, q = log_p.exp(), log_q.exp()
-    if top_k is not None:
-        ids = log_p.detach().topk(top_k, dim=-1).indices
-        p_k, q_k = p.gather(-1, ids), q.gather(-1, ids)
+    if support is not None:
+        p_k, q_k = p.gather(-1, support), q.gather(-1, support)
         p = torch.cat([p_k, 1 - p_k.sum(-1, keepdim=True)], dim=-1)
         q = torch.cat([q_k, 1 - q_k.sum(-1, keepdim=True)], dim=-1)
     m = (p + q) / 2

@@ -36,7 +36,17 @@ ONE_RANK = [
     Case("fsdp2-padded-8", [*EMA, *FSDP2, *PADDED, *fixed(8)]),
     Case("fsdp1-padded-1", [*EMA, *FSDP1, *PADDED, *fixed(1)]),
     Case("fsdp1-packed-8", [*EMA, *FSDP1, *fixed(8)]),
-    Case("offloads", [*EMA, *FSDP2, f"{ACTOR}.fsdp_config.param_offload=true", "srpo.teacher.cpu_offload=true"]),
+    Case(
+        "offloads-checkpointing",
+        [
+            *EMA,
+            *FSDP2,
+            f"{ACTOR}.fsdp_config.param_offload=true",
+            f"{ACTOR}.fsdp_config.optimizer_offload=true",
+            "srpo.teacher.cpu_offload=true",
+            "actor_rollout_ref.model.enable_gradient_checkpointing=true",
+        ],
+    ),
 ]
 TWO_RANKS = [
     Case("2-fsdp2-packed-dynamic", [*EMA, *FSDP2]),
@@ -55,6 +65,10 @@ SETTINGS = [
         "routing-none",
         ["srpo.routing=none", "srpo.distillation.top_k=100", "srpo.demonstration.max_prompt_tokens=10240"],
     ),
+    Case("routing-correct-only", [*EMA, "srpo.routing=correct_only"]),
+    Case("routing-failed-only", [*EMA, "srpo.routing=failed_only"]),
+    # The first optimizer step of each training step has one distilled row, the second has two.
+    Case("two-optimizer-steps", EMA, [[0, 1, 2, 4, 3, 5, 6, 7]], mini_batch_size=4),
     Case("routing-all", [*EMA, "srpo.routing=all"]),
     Case("advantage-mix", [*EMA, "srpo.routing=advantage_mix", "srpo.advantage_mix.lambda=0.7"]),
 ]
@@ -154,6 +168,9 @@ def test_the_teacher_moved_and_is_not_the_student(results, expected, model):
         ("full-vocabulary", {"top_k": None}),
         ("routing-none", {"routing": "none", "teacher_kind": "frozen"}),
         ("routing-all", {"routing": "all"}),
+        ("routing-correct-only", {"routing": "correct_only"}),
+        ("routing-failed-only", {"routing": "failed_only"}),
+        ("two-optimizer-steps", {"mini_batches": [[0, 1, 2, 4], [3, 5, 6, 7]]}),
         ("advantage-mix", {"routing": "advantage_mix", "grpo_scale": 0.7, "sdpo_scale": 0.3}),
     ],
 )
