@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# A sample of processes this large costs the kernel some 0.2 s.
+MEMORY_INTERVAL_S = 5.0
+
 
 @dataclass
 class Training:
@@ -48,6 +51,8 @@ def train(command: list[str], run: Path, *, steps: int, timeout: float, held_out
     environment.pop("RAY_ADDRESS", None)
     training = Training()
     started = time.monotonic()
+    # Ended from outside (a time limit, say), this process has to end the trainer's before it goes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"ended by SIGTERM; the trainer's log: {log}"))
     with ray_directory, log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=run, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -62,7 +67,7 @@ def train(command: list[str], run: Path, *, steps: int, timeout: float, held_out
             sys.exit(f"the trainer did not finish within {timeout:.0f} s; its log: {log}\n{_tail(log)}")
         finally:
             memory.stop()
-            _end_session(process)
+            end_session(process)
     if process.returncode != 0:
         sys.exit(f"the trainer ended with exit code {process.returncode}; its log: {log}\n{_tail(log)}")
     training.peak_bytes = memory.peak_bytes
@@ -116,15 +121,15 @@ def _session_pids(leader: int) -> Iterator[int]:
 class _MemoryWatch(threading.Thread):
     """Peak memory of a session, as proportional set sizes: pages that processes share count once."""
 
-    def __init__(self, leader: int, interval: float = 5.0) -> None:
+    def __init__(self, leader: int) -> None:
         super().__init__(daemon=True)
         self.peak_bytes = 0
-        self._leader, self._interval = leader, interval
+        self._leader = leader
         self._ended = threading.Event()
 
     def run(self) -> None:
         """Sample until stopped."""
-        while not self._ended.wait(self._interval):
+        while not self._ended.wait(MEMORY_INTERVAL_S):
             self.peak_bytes = max(self.peak_bytes, sum(map(_memory_bytes, _session_pids(self._leader))))
 
     def stop(self) -> None:
@@ -141,7 +146,7 @@ def _memory_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
 
 
-def _end_session(process: subprocess.Popen) -> None:
+def end_session(process: subprocess.Popen) -> None:
     """End whatever is left of the run's session."""
     for pid in _session_pids(process.pid):
         try:

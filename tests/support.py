@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import string
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import pandas as pd
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from recipes.runner import end_session
 
 PAD, EOS, START = "<|endoftext|>", "<|im_end|>", "<|im_start|>"
 CHAT_TEMPLATE = (
@@ -137,20 +138,8 @@ def run_main_ppo(args: list[str], timeout: float, *, cwd: Path, env: dict[str, s
             try:
                 returncode = process.wait(timeout)
             finally:
-                _end_session(process)
+                end_session(process)
     finally:
         shutil.rmtree(ray_dir, ignore_errors=True)
     metrics = read_metrics(metrics_path) if metrics_path.exists() else {}
     return Run(returncode=returncode, stdout=stdout_path, cwd=cwd, metrics=metrics)
-
-
-def _end_session(process: subprocess.Popen) -> None:
-    """Kill every process of the run's session; Ray's have process groups of their own, but not sessions."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-            if int(fields[3]) == process.pid:
-                os.kill(int(stat.parent.name), signal.SIGKILL)
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended by itself meanwhile
-    process.wait()

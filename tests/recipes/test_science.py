@@ -204,7 +204,8 @@ def run(tmp_path: Path, code: str, timeout: float = 60) -> runner.Training:
     return runner.train([sys.executable, "-c", code], tmp_path / "run", steps=1, timeout=timeout, held_out="a")
 
 
-def test_the_runner_reads_metrics_measures_memory_and_leaves_no_process(tmp_path, capsys):
+def test_the_runner_reads_metrics_measures_memory_and_leaves_no_process(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "MEMORY_INTERVAL_S", 0.5)
     training = run(tmp_path, TRAINER)
     assert training.metrics == {1: {"a": 2}}
     assert training.peak_bytes > 1 << 20
