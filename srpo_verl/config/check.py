@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from srpo_verl.config.schema import SrpoConfig, parse
 from srpo_verl.errors import ConfigError
@@ -28,8 +30,12 @@ class ConfigCheck(Callback):
         try:
             check_installation()
             check_run(config)
-        except (ConfigError, PluginError) as error:
+        except (ConfigError, PluginError, OmegaConfBaseException) as error:
             sys.exit(f"srpo_verl: {error}")
+        except Exception:
+            # Hydra would go on with a warning.
+            traceback.print_exc()
+            sys.exit("srpo_verl: the check of the configuration itself failed; see above")
 
 
 def check_run(config: DictConfig) -> SrpoConfig:
@@ -50,6 +56,13 @@ def _require(config: DictConfig, key: str, wanted: Any, why: str) -> None:
     value = OmegaConf.select(config, key)
     if value != wanted:
         raise ConfigError(key, value, f"has to be {wanted!r}: {why}")
+
+
+def _whole_number(config: DictConfig, key: str) -> int:
+    value = OmegaConf.select(config, key)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(key, value, "has to be a whole number")
+    return value
 
 
 def _check_hooks(config: DictConfig) -> None:
@@ -83,7 +96,7 @@ def _check_teacher_side(config: DictConfig, srpo: SrpoConfig) -> None:
         config, "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size", 1, "as for the actor's own key"
     )
     for key in ("actor_rollout_ref.model.lora_rank", "actor_rollout_ref.model.lora.rank"):
-        if (OmegaConf.select(config, key) or 0) > 0:
+        if OmegaConf.select(config, key) not in (None, 0):
             raise ConfigError(key, OmegaConf.select(config, key), "LoRA is not supported with a teacher; set it to 0")
     _require(config, "distillation.enabled", False, "veRL's own distillation would add a second teacher")
     _require(
@@ -95,12 +108,13 @@ def _check_teacher_side(config: DictConfig, srpo: SrpoConfig) -> None:
     _require(
         config, "actor_rollout_ref.rollout.multi_turn.enable", False, "the teacher's prompt is built for single turns"
     )
-    rollouts = config.actor_rollout_ref.rollout.n
+    rollouts = _whole_number(config, "actor_rollout_ref.rollout.n")
     if rollouts < 2 and not srpo.demonstration.environment_feedback:
         raise ConfigError(
             "actor_rollout_ref.rollout.n", rollouts, "has to be at least 2: a sample's teacher needs a sibling"
         )
-    limit, prompt = srpo.demonstration.max_prompt_tokens, config.data.max_prompt_length
+    limit, prompt = srpo.demonstration.max_prompt_tokens, _whole_number(config, "data.max_prompt_length")
+    _whole_number(config, "data.max_response_length")
     if limit <= prompt:
         raise ConfigError(
             "srpo.demonstration.max_prompt_tokens",

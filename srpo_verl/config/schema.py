@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from math import isfinite
+from sys import float_info
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -197,7 +197,7 @@ def _number(
     if high is not None:
         bounds += f" and at most {high}"
     wanted = f"has to be a number, {bounds}" + (", or null" if nullable else "")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= float_info.max:
         raise ConfigError(key, value, wanted)
     if (low is not None and (value < low or (above_low and value == low))) or (high is not None and value > high):
         raise ConfigError(key, value, wanted)

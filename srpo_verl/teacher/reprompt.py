@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,6 @@ from typing import Any
 DEMONSTRATION_HEADER = "\n\nCorrect solution:\n\n"
 FEEDBACK_HEADER = "\n\nFeedback on an earlier, unsuccessful attempt:\n\n"
 CLOSING_INSTRUCTION = "\n\nCorrectly solve the original question.\n"
-
-_THINKING = re.compile(r"\A\s*(?:<think>)?(?:(?!<think>).)*?</think>\s*", re.DOTALL)
 
 Messages = Sequence[dict[str, Any]]
 
@@ -27,7 +24,10 @@ class Reprompt:
 
 def strip_thinking(text: str) -> str:
     """Remove one leading <think>...</think> block; the opening tag may be missing (it can stand in the prompt)."""
-    return _THINKING.sub("", text, count=1)
+    thinking, closed, answer = text.partition("</think>")
+    if not closed or "<think>" in thinking.lstrip().removeprefix("<think>"):
+        return text
+    return answer.lstrip()
 
 
 def with_solution(messages: Messages, demonstration: str | None, feedback: str | None = None) -> list[dict[str, Any]]:
@@ -85,6 +85,6 @@ def build_reprompt(
     if fits < 0:
         raise ValueError(
             f"a teacher prompt has more than srpo.demonstration.max_prompt_tokens={max_prompt_tokens} tokens before "
-            f"any demonstration is added; raise that limit or lower data.max_prompt_length"
+            "any demonstration is added; raise that limit, lower data.max_prompt_length or shorten the feedback"
         )
     return Reprompt(best, truncated=True)
