@@ -20,6 +20,9 @@ setup: $(INSTALLED) ## install everything into .venv
 $(INSTALLED): setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"srpo_verl needs Python 3.10 to 3.12, {sys.executable} is {v[0]}.{v[1]}; set PYTHON=python3.11 or the like")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# In steps: with torch in place pip settles the rest at once, where all together it tries old releases one by one.
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[cpu]'
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[cpu,dev]'
 	touch $(INSTALLED)
 
