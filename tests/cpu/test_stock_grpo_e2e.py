@@ -48,6 +48,7 @@ def check_training(run, steps):
         assert metrics["critic/score/max"] > metrics["critic/score/min"]
 
 
+@pytest.mark.slow  # tests/e2e runs stock GRPO in the default tier
 def test_two_steps_on_one_rank(inputs, tmp_path):
     check_training(train(inputs, tmp_path), steps=2)
 
