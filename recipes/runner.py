@@ -41,18 +41,11 @@ def train(command: list[str], run: Path, *, steps: int, timeout: float, held_out
     log, metrics_file = run / "training.log", run / "metrics.jsonl"
     # Sockets of Ray need a short path.
     ray_directory = tempfile.TemporaryDirectory(prefix="ray-")
-    environment = {
-        **os.environ,
-        "VERL_FILE_LOGGER_PATH": str(metrics_file),
-        "RAY_TMPDIR": ray_directory.name,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HF_HUB_OFFLINE": "1",
-    }
-    environment.pop("RAY_ADDRESS", None)
+    environment = run_environment(metrics_file, ray_directory.name)
     training = Training()
     started = time.monotonic()
     # Ended from outside (a time limit, say), this process has to end the trainer's before it goes.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"ended by SIGTERM; the trainer's log: {log}"))
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"ended by SIGTERM; the trainer's log: {log}"))
     with ray_directory, log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=run, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -68,11 +61,25 @@ def train(command: list[str], run: Path, *, steps: int, timeout: float, held_out
         finally:
             memory.stop()
             end_session(process)
+            signal.signal(signal.SIGTERM, previous)
     if process.returncode != 0:
         sys.exit(f"the trainer ended with exit code {process.returncode}; its log: {log}\n{_tail(log)}")
     training.peak_bytes = memory.peak_bytes
     training.seconds = time.monotonic() - started
     return training
+
+
+def run_environment(metrics_file: Path, ray_directory: str) -> dict[str, str]:
+    """Environment of a run of its own: its metrics file, a Ray instance that no other shares, no model hub."""
+    environment = {
+        **os.environ,
+        "VERL_FILE_LOGGER_PATH": str(metrics_file),
+        "RAY_TMPDIR": ray_directory,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    return environment
 
 
 def _follow(path: Path, process: subprocess.Popen, deadline: float) -> Iterator[dict]:

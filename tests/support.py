@@ -1,7 +1,6 @@
 """Shared by the tests: a tiny model and data set on disk, and the trainer in a subprocess under a time limit."""
 
 import json
-import os
 import shutil
 import string
 import subprocess
@@ -15,7 +14,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from recipes.runner import end_session
+from recipes.runner import end_session, run_environment
 
 PAD, EOS, START = "<|endoftext|>", "<|im_end|>", "<|im_start|>"
 CHAT_TEMPLATE = (
@@ -119,16 +118,7 @@ def run_main_ppo(args: list[str], timeout: float, *, cwd: Path, env: dict[str, s
     # Unix socket paths are limited to about 100 characters, so Ray's directory cannot lie in pytest's.
     ray_dir = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     metrics_path, stdout_path = cwd / "metrics.jsonl", cwd / "stdout.log"
-    full_env = {
-        **os.environ,
-        "VERL_FILE_LOGGER_PATH": str(metrics_path),
-        "RAY_TMPDIR": str(ray_dir),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HF_HUB_OFFLINE": "1",
-        "HYDRA_FULL_ERROR": "1",
-        **(env or {}),
-    }
-    full_env.pop("RAY_ADDRESS", None)
+    full_env = {**run_environment(metrics_path, str(ray_dir)), "HYDRA_FULL_ERROR": "1", **(env or {})}
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *args]
     try:
         with stdout_path.open("wb") as stdout:
