@@ -10,6 +10,7 @@ truncated ratio             importance_ratio                                    
 student's top-K support     topk_support                                           (3), appendix B.5
 teacher scores              score_teacher                                          (3) and (4)
 distillation divergence     distillation_loss                                      (3), paper §2.2
+log-probs and divergence    token_losses -> TokenLosses                            (2) and (3), fused
 entropy-aware weights       entropy_weights                                        (4), paper §3.2
 objective                   srpo_objective                                         (5), paper §3.3
 ==========================  =====================================================  =====================
@@ -25,9 +26,11 @@ from srpo_verl.algos.objective import srpo_objective
 from srpo_verl.algos.policy_loss import importance_ratio, ppo_token_loss
 from srpo_verl.algos.routing import Routing, route_samples
 from srpo_verl.algos.teacher_score import score_teacher, topk_support
+from srpo_verl.algos.token_losses import TokenLosses, token_losses
 
 __all__ = [
     "Routing",
+    "TokenLosses",
     "distillation_loss",
     "entropy_weights",
     "group_advantages",
@@ -36,5 +39,6 @@ __all__ = [
     "route_samples",
     "score_teacher",
     "srpo_objective",
+    "token_losses",
     "topk_support",
 ]

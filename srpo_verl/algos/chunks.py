@@ -1,4 +1,7 @@
-"""Helpers of the functions over logits: cutting N tokens into chunks, and the checks they share."""
+"""Helpers of the functions over logits: passing over N tokens in chunks, and the checks they share.
+
+A chunk of logits is cast up into a scratch buffer that all chunks share; passes over it then stay in a fast memory.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,50 @@ from collections.abc import Iterator
 
 import torch
 
-# One chunk of logits in fp32 takes at most this many elements (128 MiB), unless a single row is larger.
-DEFAULT_CHUNK_ELEMENTS = 2**25
+# Elements of one chunk in the accumulation dtype, unless a single row (on a CPU: one row per thread) is larger. A CPU
+# wants its caches (1 MiB), an accelerator kernels that last longer than their launch (64 MiB).
+CPU_CHUNK_ELEMENTS = 2**18
+ACCELERATOR_CHUNK_ELEMENTS = 2**24
+
+Rows = slice | torch.Tensor
+"""Rows of a matrix: a contiguous run, or int64 indices."""
 
 
-def token_chunks(num_tokens: int, vocab_size: int, chunk_size: int | None) -> Iterator[slice]:
-    """Cut `num_tokens` rows into slices of `chunk_size` rows (None: as many as `DEFAULT_CHUNK_ELEMENTS` allows)."""
-    if chunk_size is None:
-        chunk_size = max(1, DEFAULT_CHUNK_ELEMENTS // max(1, vocab_size))
+def rows_per_chunk(vocab_size: int, device: torch.device, chunk_size: int | None) -> int:
+    """`chunk_size`, or for None what suits the device."""
+    if chunk_size is not None:
+        return chunk_size
+    if device.type == "cpu":
+        # Row-wise reductions run one row per thread.
+        return max(torch.get_num_threads(), CPU_CHUNK_ELEMENTS // vocab_size)
+    return max(1, ACCELERATOR_CHUNK_ELEMENTS // vocab_size)
+
+
+def token_chunks(num_tokens: int, chunk_size: int) -> Iterator[slice]:
+    """Cut `num_tokens` into slices of `chunk_size`."""
     for start in range(0, num_tokens, chunk_size):
         yield slice(start, min(start + chunk_size, num_tokens))
+
+
+def pick(index: torch.Tensor | None, tokens: slice) -> Rows:
+    """Where the tokens of a chunk stand: `index[tokens]`, or `tokens` itself where there is no index."""
+    return tokens if index is None else index[tokens]
+
+
+def scratch(logits_MV: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Room for the logits of one chunk in the accumulation dtype, for all chunks of a pass."""
+    dtype = accumulation_dtype(logits_MV.dtype)
+    return torch.empty(num_rows, logits_MV.shape[1], dtype=dtype, device=logits_MV.device)
+
+
+def load(logits_MV: torch.Tensor, rows: Rows, out_CV: torch.Tensor) -> torch.Tensor:
+    """Copy the rows' logits to the first rows of `out_CV` and return these, (C, V) and free to overwrite."""
+    if isinstance(rows, slice):
+        return out_CV[: rows.stop - rows.start].copy_(logits_MV[rows])
+    out_CV = out_CV[: len(rows)]
+    if logits_MV.dtype == out_CV.dtype:
+        return torch.index_select(logits_MV, 0, rows, out=out_CV)
+    return out_CV.copy_(logits_MV.index_select(0, rows))
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -32,21 +69,35 @@ def check_logits(name: str, logits_NV: torch.Tensor) -> None:
         raise ValueError(f"{name} must be floating point, got {logits_NV.dtype}")
 
 
-def check_support(support_NK: torch.Tensor, logits_NV: torch.Tensor) -> None:
-    """Raise ValueError unless `support_NK` holds integer ids in [0, V) and has one row per row of the logits."""
-    num_tokens, vocab_size = logits_NV.shape
+def check_positions(positions_N: torch.Tensor | None, logits_MV: torch.Tensor) -> int:
+    """The number of tokens N; ValueError unless positions are None (N = M) or one-dimensional integers in [0, M)."""
+    if positions_N is None:
+        return logits_MV.shape[0]
+    if positions_N.dim() != 1:
+        raise ValueError(f"positions_N must have shape (N,), got {tuple(positions_N.shape)}")
+    check_ids("positions_N", positions_N, logits_MV.shape[0])
+    return len(positions_N)
+
+
+def check_ids(name: str, ids: torch.Tensor, limit: int) -> None:
+    """Raise ValueError unless the tensor holds integers in [0, limit)."""
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"{name} must hold integer ids, got {ids.dtype}")
+    if ids.numel() == 0:
+        return
+    smallest, largest = (int(end) for end in torch.aminmax(ids))
+    if smallest < 0 or largest >= limit:
+        raise ValueError(f"{name} must hold ids in [0, {limit}), got ids from {smallest} to {largest}")
+
+
+def check_support(support_NK: torch.Tensor, num_tokens: int, vocab_size: int) -> None:
+    """Raise ValueError unless `support_NK` holds integer ids in [0, V) and has one row per token."""
     if support_NK.dim() != 2 or support_NK.shape[0] != num_tokens or not 1 <= support_NK.shape[1] <= vocab_size:
         raise ValueError(
             f"support_NK must have shape (N={num_tokens}, K) with 1 <= K <= V={vocab_size}, "
             f"got {tuple(support_NK.shape)}"
         )
-    if support_NK.is_floating_point() or support_NK.is_complex() or support_NK.dtype == torch.bool:
-        raise ValueError(f"support_NK must hold integer token ids, got {support_NK.dtype}")
-    if support_NK.numel() == 0:
-        return
-    smallest, largest = (int(end) for end in torch.aminmax(support_NK))
-    if smallest < 0 or largest >= vocab_size:
-        raise ValueError(f"support_NK must hold ids in [0, V={vocab_size}), got ids from {smallest} to {largest}")
+    check_ids("support_NK", support_NK, vocab_size)
 
 
 def check_temperature_and_chunk(temperature: float, chunk_size: int | None) -> None:

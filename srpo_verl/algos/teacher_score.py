@@ -7,19 +7,30 @@ import torch
 from srpo_verl.algos.chunks import (
     accumulation_dtype,
     check_logits,
+    check_positions,
     check_support,
     check_temperature_and_chunk,
+    load,
+    pick,
     raise_on_bad_row,
+    rows_per_chunk,
+    scratch,
     token_chunks,
 )
 
+# The blocks of `_topk`: the maxima cost V / BLOCK_SIZE candidates, the chosen blocks K * BLOCK_SIZE.
+BLOCK_SIZE = 64
+
 
 @torch.no_grad()
-def topk_support(student_logits_NV: torch.Tensor, k: int | None) -> torch.Tensor:
+def topk_support(
+    student_logits_MV: torch.Tensor, k: int | None, *, positions_N: torch.Tensor | None = None
+) -> torch.Tensor:
     """Ids of the student's k most likely tokens: the support of the divergence, equation (3), appendix B.5.
 
     Args:
-        student_logits_NV: logits, any floating dtype.
+        student_logits_MV: logits, any floating dtype.
+        positions_N: rows of the logits that predict the N tokens; None: all rows, M = N.
         k: K; None: the full vocabulary, in id order, as an expanded view that takes no memory.
 
     Returns:
@@ -28,23 +39,47 @@ def topk_support(student_logits_NV: torch.Tensor, k: int | None) -> torch.Tensor
     Raises:
         ValueError: k < 1 or k > V; a row that holds NaN or +inf, or nothing but -inf (names the first).
     """
-    check_logits("student_logits_NV", student_logits_NV)
-    num_tokens, vocab_size = student_logits_NV.shape
+    check_logits("student_logits", student_logits_MV)
+    num_tokens, vocab_size = check_positions(positions_N, student_logits_MV), student_logits_MV.shape[1]
     if k is None:
-        raise_on_bad_row("student_logits_NV", student_logits_NV.amax(dim=-1))
-        return torch.arange(vocab_size, device=student_logits_NV.device).expand(num_tokens, vocab_size)
+        largest_M = student_logits_MV.amax(dim=-1)
+        raise_on_bad_row("student_logits", largest_M if positions_N is None else largest_M[positions_N])
+        return torch.arange(vocab_size, device=student_logits_MV.device).expand(num_tokens, vocab_size)
     if not 1 <= k <= vocab_size:
         raise ValueError(f"k must be between 1 and V={vocab_size} (None: full vocabulary), got {k}")
-    top_NK = torch.topk(student_logits_NV, k, dim=-1)
-    raise_on_bad_row("student_logits_NV", top_NK.values[:, 0])  # topk ranks NaN above every number
-    return top_NK.indices
+    ids_NK = torch.empty(num_tokens, k, dtype=torch.int64, device=student_logits_MV.device)
+    largest_N = torch.empty(num_tokens, dtype=student_logits_MV.dtype, device=student_logits_MV.device)
+    for tokens in token_chunks(num_tokens, rows_per_chunk(vocab_size, student_logits_MV.device, None)):
+        largest_N[tokens], ids_NK[tokens] = _topk(student_logits_MV[pick(positions_N, tokens)], k)
+    raise_on_bad_row("student_logits", largest_N)  # topk ranks NaN above every number
+    return ids_NK
+
+
+def _topk(logits_CV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(largest logit, ids of the k largest in descending order) of every row.
+
+    The k largest entries lie in the k blocks with the largest maxima, whatever the partition of the row into blocks.
+    """
+    num_rows, vocab_size = logits_CV.shape
+    width = vocab_size // BLOCK_SIZE
+    if width <= k:
+        top_CK = torch.topk(logits_CV, k, dim=-1)
+        return top_CK.values[:, 0], top_CK.indices
+    # Block b holds the entries b, b + width, b + 2 width, ...; entries after the last full block are candidates too.
+    blocks = torch.topk(logits_CV[:, : width * BLOCK_SIZE].view(num_rows, BLOCK_SIZE, width).amax(1), k, sorted=False)
+    offsets = torch.arange(BLOCK_SIZE, device=logits_CV.device) * width
+    remainder = torch.arange(width * BLOCK_SIZE, vocab_size, device=logits_CV.device).expand(num_rows, -1)
+    candidates = torch.cat([(blocks.indices[:, :, None] + offsets).flatten(1), remainder], dim=1)
+    top_CK = torch.topk(logits_CV.gather(1, candidates), k, dim=-1)
+    return top_CK.values[:, 0], candidates.gather(1, top_CK.indices)
 
 
 @torch.no_grad()
 def score_teacher(
-    teacher_logits_NV: torch.Tensor,
+    teacher_logits_MV: torch.Tensor,
     support_NK: torch.Tensor,
     *,
+    positions_N: torch.Tensor | None = None,
     temperature: float = 1.0,
     chunk_size: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,10 +92,11 @@ def score_teacher(
     is a token of probability 0: its log-probability is -inf and it adds nothing to H.
 
     Args:
-        teacher_logits_NV: logits, any floating dtype; no gradient flows into them.
+        teacher_logits_MV: logits, any floating dtype; no gradient flows into them.
         support_NK: integer ids in [0, V), one row per token.
+        positions_N: rows of the logits that predict the N tokens; None: all rows, M = N.
         temperature: the logits are divided by it.
-        chunk_size: tokens cast up at a time; None: as many as fit into `chunks.DEFAULT_CHUNK_ELEMENTS`.
+        chunk_size: tokens cast up at a time; None: what suits the device, see `chunks`.
 
     Returns:
         (log_probs_NK, entropy_N), both in nats, both fp32 (float64 for float64 logits).
@@ -69,28 +105,32 @@ def score_teacher(
         ValueError: wrong shapes, ids outside [0, V), a temperature or chunk size that is not positive; a row that
             holds NaN or +inf, or nothing but -inf (names the first).
     """
-    check_logits("teacher_logits_NV", teacher_logits_NV)
-    check_support(support_NK, teacher_logits_NV)
+    check_logits("teacher_logits", teacher_logits_MV)
+    num_tokens, vocab_size = check_positions(positions_N, teacher_logits_MV), teacher_logits_MV.shape[1]
+    check_support(support_NK, num_tokens, vocab_size)
     check_temperature_and_chunk(temperature, chunk_size)
-    num_tokens, vocab_size = teacher_logits_NV.shape
-    dtype, device = accumulation_dtype(teacher_logits_NV.dtype), teacher_logits_NV.device
+    dtype, device = accumulation_dtype(teacher_logits_MV.dtype), teacher_logits_MV.device
 
     log_probs_NK = torch.empty(support_NK.shape, dtype=dtype, device=device)
     entropy_N = torch.empty(num_tokens, dtype=dtype, device=device)
     max_N = torch.empty(num_tokens, dtype=dtype, device=device)
-    for rows in token_chunks(num_tokens, vocab_size, chunk_size):
-        shifted_CV = teacher_logits_NV[rows].to(dtype, copy=True)
+    chunk_rows = rows_per_chunk(vocab_size, device, chunk_size)
+    logits_room_CV = scratch(teacher_logits_MV, min(chunk_rows, num_tokens))
+    mass_room_CV = torch.empty_like(logits_room_CV)
+    for tokens in token_chunks(num_tokens, chunk_rows):
+        shifted_CV = load(teacher_logits_MV, pick(positions_N, tokens), logits_room_CV)
+        # Shift before summing: no rounding of large logits enters the sums then.
         max_C = shifted_CV.amax(dim=-1)
-        shifted_CV.sub_(max_C[:, None]).div_(temperature)
-        mass_CV = shifted_CV.exp()
+        shifted_CV.sub_(max_C[:, None])
+        if temperature != 1.0:
+            shifted_CV.div_(temperature)
+        mass_CV = torch.exp(shifted_CV, out=mass_room_CV[: len(shifted_CV)])
         total_C = mass_CV.sum(dim=-1)
         log_total_C = total_C.log()
 
-        max_N[rows] = max_C
-        log_probs_NK[rows] = shifted_CV.gather(1, support_NK[rows].long()) - log_total_C[:, None]
-        # Both terms are >= 0: log q = shifted - log_total, and shifted <= 0. The smallest finite number stands in
-        # for -inf, because 0 * finite = 0.
-        shifted_CV.clamp_(min=torch.finfo(dtype).min)
-        entropy_N[rows] = log_total_C - mass_CV.mul_(shifted_CV).sum(dim=-1) / total_C
-    raise_on_bad_row("teacher_logits_NV", max_N)
+        max_N[tokens] = max_C
+        log_probs_NK[tokens] = shifted_CV.gather(1, support_NK[tokens].long()) - log_total_C[:, None]
+        # Both terms are >= 0: log q = shifted - log_total, and shifted <= 0. nansum: 0 * -inf counts as 0.
+        entropy_N[tokens] = log_total_C - mass_CV.mul_(shifted_CV).nansum(dim=-1) / total_C
+    raise_on_bad_row("teacher_logits", max_N)
     return log_probs_NK, entropy_N

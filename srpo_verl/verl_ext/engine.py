@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from srpo_verl.config.schema import DistillationConfig
-from srpo_verl.functional import distillation_loss, score_teacher, topk_support
-from srpo_verl.verl_ext.nested import filler, jagged, response_logit_index
+from srpo_verl.functional import score_teacher, token_losses, topk_support
+from srpo_verl.verl_ext.nested import filler, jagged, rows_to_tokens
+from srpo_verl.verl_ext.response_tokens import ResponseTokens
 from srpo_verl.verl_ext.schema import (
     DIVERGENCE,
     SCORE,
@@ -23,6 +26,8 @@ from srpo_verl.verl_ext.schema import (
     WANT_SUPPORT,
 )
 
+TOKENS = "srpo_response_tokens"
+"""Where `output_args` hold the ResponseTokens of a micro-batch."""
 STUDENT_TYPE = "srpo_student"
 TEACHER_TYPE = "srpo_teacher"
 """Model types under which veRL's EngineRegistry holds the two engines."""
@@ -31,7 +36,8 @@ TEACHER_TYPE = "srpo_teacher"
 class SrpoEngine(FSDPEngineWithLMHead):
     """veRL's FSDP engine with the language-model head, returning what distillation needs besides log-probs.
 
-    A micro-batch asks for it: WANT_SUPPORT (forward only) returns the student's top-k tokens of the distilled rows;
+    All quantities come from one fused pass over the logits of the response tokens (`functional.token_losses`). A
+    micro-batch asks for it: WANT_SUPPORT (forward only) returns the student's top-k tokens of the distilled rows;
     TEACHER_LOG_PROBS (training) returns the divergence to the teacher per token, differentiable; SCORE (forward
     only) returns teacher log-probs on the support and the full-vocabulary entropy, and nothing else.
     """
@@ -44,26 +50,68 @@ class SrpoEngine(FSDPEngineWithLMHead):
         model_config.model_type = "language_model"
         super().__init__(model_config, *args, **kwargs)
 
+    def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
+        """veRL's inputs; prompts and padding are kept from the vocabulary projection where the model allows it."""
+        inputs, output_args = super().prepare_model_inputs(micro_batch)
+        if not _is_stock(micro_batch):
+            tokens = ResponseTokens(micro_batch, inputs["input_ids"].shape[1])
+            if self._projects_selected_positions:
+                inputs["logits_to_keep"] = tokens.select_logits()
+            output_args[TOKENS] = tokens
+        return inputs, output_args
+
     def prepare_model_outputs(
         self, output: Any, output_args: dict, micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict:
+        if TOKENS not in output_args:
+            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        tokens: ResponseTokens = output_args[TOKENS]
+        logits_MV = output.logits.reshape(-1, output.logits.shape[-1])
         if tu.get_non_tensor_data(data=micro_batch, key=SCORE, default=False):
-            return self._scores(output.logits, micro_batch)
-        model_output = super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+            return self._scores(logits_MV, tokens, micro_batch)
+        model_output = self._token_losses(logits_MV, tokens, micro_batch)
         if tu.get_non_tensor_data(data=micro_batch, key=WANT_SUPPORT, default=False):
-            model_output[SUPPORT] = self._support(output.logits, micro_batch)
-        if TEACHER_LOG_PROBS in micro_batch:
-            model_output[DIVERGENCE] = self._divergence(output.logits, micro_batch)
+            model_output[SUPPORT] = self._support(logits_MV, tokens, micro_batch)
         return model_output
 
-    def _response_logits(self, logits: torch.Tensor, batch: TensorDict, rows: torch.Tensor) -> torch.Tensor:
-        """Logits that predict the response tokens of the rows, a copy of shape (N, V), not yet divided by temperature.
+    @cached_property
+    def _projects_selected_positions(self) -> bool:
+        """Whether the model's forward takes `logits_to_keep`."""
+        module: Any = getattr(self.module, "_fsdp_wrapped_module", self.module)
+        module = module.get_base_model() if hasattr(module, "get_base_model") else module
+        return "logits_to_keep" in inspect.signature(module.forward).parameters
 
-        A copy, because the log-prob kernel may write its gradient into the logits' own memory.
-        """
-        packed = tu.get_non_tensor_data(data=batch, key="use_remove_padding", default=True)
-        index = response_logit_index(batch, rows, None if packed else logits.shape[1])
-        return logits.reshape(-1, logits.shape[-1]).index_select(0, index)
+    def _token_losses(self, logits_MV: torch.Tensor, tokens: ResponseTokens, batch: TensorDict) -> dict:
+        """log_probs, entropy where asked for, and DIVERGENCE of a training micro-batch with a teacher."""
+        with_entropy = tu.get_non_tensor_data(data=batch, key="calculate_entropy", default=False)
+        distilled_N = support_SK = teacher_SK = None
+        if TEACHER_LOG_PROBS in batch and batch[SDPO_ROW].any():
+            rows = batch[SDPO_ROW].nonzero().flatten()
+            mine_S = tokens.of_rows(rows)
+            support_SK = self._support_of(batch, rows, logits_MV.shape[1])[mine_S]
+            teacher = batch[TEACHER_LOG_PROBS].unbind()
+            teacher_SK = torch.cat([teacher[row] for row in rows.tolist()]).view(-1, support_SK.shape[1])[mine_S]
+            distilled_N = tokens.local(rows_to_tokens(batch[SDPO_ROW], batch["responses"]))
+        losses = token_losses(
+            logits_MV,
+            tokens.local(batch["responses"].values()),
+            positions_N=tokens.positions,
+            distilled_N=distilled_N,
+            support_SK=support_SK,
+            teacher_log_probs_SK=teacher_SK,
+            alpha=self.distillation.divergence_alpha,
+            tail=self.distillation.tail,
+            temperature=_temperature(batch),
+            with_entropy=with_entropy,
+            # The output of the projection, which its backward does not read.
+            inplace_backward=True,
+        )
+        outputs = {"log_probs": tokens.sequences(losses.log_probs_N)}
+        if with_entropy:
+            outputs["entropy"] = tokens.sequences(losses.entropy_N)
+        if TEACHER_LOG_PROBS in batch:
+            outputs[DIVERGENCE] = tokens.padded(losses.divergence_N)
+        return outputs
 
     def _support_of(self, batch: TensorDict, rows: torch.Tensor, vocab_size: int) -> torch.Tensor:
         """The rows' support as int64 (N, K): from the batch, or all ids when the support is the full vocabulary."""
@@ -73,47 +121,31 @@ class SrpoEngine(FSDPEngineWithLMHead):
         support = batch[SUPPORT].unbind()
         return torch.cat([support[row] for row in rows.tolist()]).view(-1, self.distillation.top_k).long()
 
-    def _support(self, logits: torch.Tensor, batch: TensorDict) -> torch.Tensor:
+    def _support(self, logits_MV: torch.Tensor, tokens: ResponseTokens, batch: TensorDict) -> torch.Tensor:
         """SUPPORT of a forward-only micro-batch."""
+        distilled_N = rows_to_tokens(batch[SDPO_ROW], batch["responses"])
+        positions = tokens.positions_of(distilled_N)
+        ids_NK = tokens.gather(topk_support(logits_MV, self.distillation.top_k, positions_N=positions), distilled_N)
+        fields = [filler(torch.int32, logits_MV.device)] * len(batch[SDPO_ROW])
         rows = batch[SDPO_ROW].nonzero().flatten()
-        fields = [filler(torch.int32, logits.device)] * len(batch[SDPO_ROW])
-        for row in rows:
-            ids = topk_support(self._response_logits(logits, batch, row.view(1)), self.distillation.top_k)
-            fields[int(row)] = ids.to(torch.int32).flatten()
+        lengths = batch["responses"].offsets().diff()[rows].tolist()
+        for row, ids in zip(rows.tolist(), ids_NK.split(lengths), strict=True):
+            fields[row] = ids.to(torch.int32).flatten()
         return jagged(fields)
 
-    def _divergence(self, logits: torch.Tensor, batch: TensorDict) -> torch.Tensor:
-        """DIVERGENCE of a training micro-batch."""
-        lengths = batch["responses"].offsets().diff()
-        rows = batch[SDPO_ROW].nonzero().flatten()
-        dense_BT = torch.zeros(len(lengths), int(lengths.max()), dtype=torch.float32, device=logits.device)
-        if len(rows) == 0:
-            return dense_BT
-        logits_NV = self._response_logits(logits, batch, rows)
-        teacher = batch[TEACHER_LOG_PROBS].unbind()
-        support_NK = self._support_of(batch, rows, logits_NV.shape[1])
-        loss_N = distillation_loss(
-            logits_NV,
-            support_NK,
-            torch.cat([teacher[row] for row in rows.tolist()]).view(support_NK.shape),
-            alpha=self.distillation.divergence_alpha,
-            tail=self.distillation.tail,
-            temperature=_temperature(batch),
+    def _scores(self, logits_MV: torch.Tensor, tokens: ResponseTokens, batch: TensorDict) -> dict[str, torch.Tensor]:
+        """TEACHER_LOG_PROBS and TEACHER_ENTROPY of a micro-batch of teacher sequences."""
+        rows = torch.arange(len(batch["responses"]), device=logits_MV.device)
+        support_NK = tokens.local(self._support_of(batch, rows, logits_MV.shape[1]))
+        log_probs_NK, entropy_N = score_teacher(
+            logits_MV, support_NK, positions_N=tokens.positions, temperature=_temperature(batch)
         )
-        row_N = rows.repeat_interleave(lengths[rows])
-        position_N = torch.cat([torch.arange(int(lengths[row]), device=rows.device) for row in rows.tolist()])
-        return dense_BT.index_put((row_N, position_N), loss_N)
-
-    def _scores(self, logits: torch.Tensor, batch: TensorDict) -> dict[str, torch.Tensor]:
-        """TEACHER_LOG_PROBS and TEACHER_ENTROPY of a micro-batch of teacher sequences, row by row."""
-        log_probs, entropies = [], []
-        for row in torch.arange(len(batch["responses"]), device=logits.device):
-            logits_NV = self._response_logits(logits, batch, row.view(1))
-            support_NK = self._support_of(batch, row.view(1), logits_NV.shape[1])
-            log_probs_NK, entropy_N = score_teacher(logits_NV, support_NK, temperature=_temperature(batch))
-            log_probs.append(log_probs_NK.flatten())
-            entropies.append(entropy_N)
-        return {TEACHER_LOG_PROBS: jagged(log_probs), TEACHER_ENTROPY: jagged(entropies)}
+        log_probs_NK, entropy_N = tokens.gather(log_probs_NK), tokens.gather(entropy_N)
+        lengths = batch["responses"].offsets().diff().tolist()
+        return {
+            TEACHER_LOG_PROBS: jagged([row.flatten() for row in log_probs_NK.split(lengths)]),
+            TEACHER_ENTROPY: jagged(list(entropy_N.split(lengths))),
+        }
 
 
 class SrpoTeacherEngine(SrpoEngine):
@@ -128,6 +160,16 @@ class SrpoTeacherEngine(SrpoEngine):
 
     def _build_lr_scheduler(self, optimizer: Any) -> None:
         return None
+
+
+def _is_stock(batch: TensorDict) -> bool:
+    """Whether a micro-batch asks for what only veRL's own code computes; never with a teacher (config/check.py)."""
+    flags = ("use_fused_kernels", "calculate_sum_pi_squared", "distillation_use_topk", "distillation_only")
+    return (
+        "responses" not in batch
+        or any(tu.get_non_tensor_data(data=batch, key=flag, default=False) for flag in flags)
+        or isinstance(batch["temperature"], torch.Tensor)
+    )
 
 
 def _temperature(batch: TensorDict) -> float:

@@ -1,0 +1,447 @@
+"""Everything a loss needs of the student's logits, in one pass forward and one pass backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from srpo_verl.algos.buckets import (
+    LOG_ZERO,
+    bucket_divergence,
+    bucket_slope,
+    check_teacher_mass,
+    student_buckets,
+    teacher_buckets,
+)
+from srpo_verl.algos.chunks import (
+    Rows,
+    accumulation_dtype,
+    check_ids,
+    check_logits,
+    check_positions,
+    check_support,
+    check_temperature_and_chunk,
+    load,
+    pick,
+    raise_on_bad_row,
+    rows_per_chunk,
+    scratch,
+    token_chunks,
+)
+
+
+class TokenLosses(NamedTuple):
+    """Per-token quantities of shape (N,), fp32 (float64 for float64 logits), differentiable in the logits."""
+
+    log_probs_N: torch.Tensor
+    """log pi(label), nats; empty without labels."""
+    divergence_N: torch.Tensor
+    """Equation (3), nats; 0 for tokens that are not distilled."""
+    entropy_N: torch.Tensor
+    """-sum_v p_v log p_v over the full vocabulary, nats; empty unless asked for."""
+
+
+def token_losses(
+    student_logits_MV: torch.Tensor,
+    labels_N: torch.Tensor | None,
+    *,
+    positions_N: torch.Tensor | None = None,
+    distilled_N: torch.Tensor | None = None,
+    support_SK: torch.Tensor | None = None,
+    teacher_log_probs_SK: torch.Tensor | None = None,
+    alpha: float = 0.5,
+    tail: bool = True,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    chunk_size: int | None = None,
+    inplace_backward: bool = False,
+) -> TokenLosses:
+    """Log-probability, divergence to the teacher and entropy of N tokens. Equation (3) and the log pi of (2) and (3).
+
+        p = softmax(logits / temperature)
+        log_probs_N = log p(label),    divergence_N = D of `distillation_loss`,    entropy_N = -sum_v p_v log p_v
+
+    One softmax per token forward and one backward serve all three, and the gradients of all three are written into
+    one buffer in one pass. Nothing of size N x V is kept for backward but the logits; tokens whose upstream gradient
+    is 0 are not visited by it. Differentiable once.
+
+    Args:
+        student_logits_MV: logits, any floating dtype; single entries may be -inf.
+        labels_N: integer ids in [0, V): the sampled tokens; None: no log-probabilities.
+        positions_N: rows of the logits that predict the N tokens, all different; None: all rows, M = N.
+        distilled_N: bool, the S tokens that get a divergence; None: all of them if there is a support, else none.
+        support_SK: integer ids in [0, V), distinct in each row, for the distilled tokens in order.
+        teacher_log_probs_SK: the teacher's log-probabilities of the support, nats; see `distillation_loss`.
+        alpha, tail, temperature: see `distillation_loss`.
+        with_entropy: whether the entropy is wanted.
+        chunk_size: tokens cast up at a time; None: what suits the device, see `chunks`.
+        inplace_backward: write the gradient into the memory of the logits, which are lost. For logits that nothing
+            else needs in backward, such as the output of a linear layer; autograd raises if something does.
+
+    Raises:
+        ValueError: as `distillation_loss` does; labels or positions that do not fit the logits; a mask that does not
+            fit the support.
+    """
+    check_logits("student_logits", student_logits_MV)
+    check_temperature_and_chunk(temperature, chunk_size)
+    num_tokens = check_positions(positions_N, student_logits_MV)
+    positions_N = None if positions_N is None else positions_N.long()
+    vocab_size = student_logits_MV.shape[1]
+    if labels_N is not None:
+        if labels_N.shape != (num_tokens,):
+            raise ValueError(f"labels_N must have shape ({num_tokens},), got {tuple(labels_N.shape)}")
+        check_ids("labels_N", labels_N, vocab_size)
+        labels_N = labels_N.long()
+    if support_SK is None:
+        distilled = plain = None
+        num_distilled = 0
+        support_SK = student_logits_MV.new_empty(0, 1, dtype=torch.int64)
+        teacher_log_probs_SK = student_logits_MV.new_empty(0, 1)
+    else:
+        distilled, plain = _split(distilled_N, num_tokens)
+        num_distilled = num_tokens if distilled is None else len(distilled)
+        check_support(support_SK, num_distilled, vocab_size)
+    if teacher_log_probs_SK is None or (
+        teacher_log_probs_SK.shape != support_SK.shape or not teacher_log_probs_SK.is_floating_point()
+    ):
+        got = None if teacher_log_probs_SK is None else (teacher_log_probs_SK.dtype, tuple(teacher_log_probs_SK.shape))
+        raise ValueError(
+            f"teacher_log_probs_NK must be floating point of the support's shape {tuple(support_SK.shape)}, got {got}"
+        )
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    full_support = support_SK.shape[1] == vocab_size
+    plan = _Plan(
+        positions_N=positions_N,
+        plain_P=plain,
+        distilled_S=distilled,
+        num_plain=num_tokens - num_distilled,
+        num_distilled=num_distilled,
+        alpha=alpha,
+        has_tail=tail and not full_support,
+        needs_rest=not full_support and (tail or labels_N is not None or with_entropy),
+        temperature=temperature,
+        with_entropy=with_entropy,
+        chunk_rows=rows_per_chunk(vocab_size, student_logits_MV.device, chunk_size),
+        inplace_backward=inplace_backward,
+    )
+    return TokenLosses(
+        *_TokenLosses.apply(student_logits_MV, labels_N, support_SK, teacher_log_probs_SK.detach(), plan)
+    )
+
+
+def _split(distilled_N: torch.Tensor | None, num_tokens: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(indices of the distilled tokens, of the others); None for the distilled means all."""
+    if distilled_N is None:
+        return None, None
+    if distilled_N.shape != (num_tokens,) or distilled_N.dtype != torch.bool:
+        raise ValueError(
+            f"distilled_N must be bool of shape ({num_tokens},), got {distilled_N.dtype} {tuple(distilled_N.shape)}"
+        )
+    return distilled_N.nonzero().flatten(), (~distilled_N).nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What forward and backward have to agree about."""
+
+    positions_N: torch.Tensor | None
+    plain_P: torch.Tensor | None
+    """Tokens without a divergence; None: the first `num_plain`."""
+    num_plain: int
+    distilled_S: torch.Tensor | None
+    """Tokens with a divergence; None: the first `num_distilled`."""
+    num_distilled: int
+    alpha: float
+    has_tail: bool
+    needs_rest: bool
+    """Whether the tokens off the support are visited: for the tail, or for the normaliser of the log-probabilities."""
+    temperature: float
+    with_entropy: bool
+    chunk_rows: int
+    inplace_backward: bool
+
+    def plain(self) -> Iterator[Rows]:
+        """Tokens without a divergence, chunk by chunk."""
+        for chunk in token_chunks(self.num_plain, self.chunk_rows):
+            yield pick(self.plain_P, chunk)
+
+    def distilled(self) -> Iterator[tuple[Rows, slice]]:
+        """(tokens with a divergence, their rows in the support), chunk by chunk."""
+        for chunk in token_chunks(self.num_distilled, self.chunk_rows):
+            yield pick(self.distilled_S, chunk), chunk
+
+    def scratch(self, logits_MV: torch.Tensor) -> torch.Tensor:
+        return scratch(logits_MV, min(self.chunk_rows, max(self.num_plain, self.num_distilled)))
+
+    def rows(self, tokens: Rows) -> Rows:
+        """Rows of the logits that predict the tokens."""
+        return tokens if self.positions_N is None else self.positions_N[tokens]
+
+
+class _TokenLosses(torch.autograd.Function):
+    """`token_losses`, one sweep over a token's logits per direction.
+
+    A token without a divergence, with upstream gradients g of its log-probability and h of its entropy H:
+
+        d/dz_v = g [v = label] - p_v (g + h (log p_v + H))
+
+    A distilled token. The sweep runs over the tokens *off* the support: share_v = p_v / p_rest, and its logsumexp
+    completes the distribution. With f the upstream gradient of the divergence D, slope_b = dD / d log p_b and
+    S = sum_b slope_b:
+
+        d/dz_v = f (slope_v - p_v S) + ...                      on the support: each token is a bucket
+        d/dz_v = f (slope_tail - p_tail S) share_v + ...        elsewhere; p_tail = p_rest is one bucket (if any)
+
+    where ... is the line of the plain token. Since share_v is normalised by itself, small tails keep their relative
+    precision. All of it is divided by the temperature.
+
+    Logits are shifted before anything else, so that no rounding of large logits enters: `shift_N` holds the shift
+    of each token, `lse_N` the logsumexp of its sweep, relative to the shift and after the temperature.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        logits_MV: torch.Tensor,
+        labels_N: torch.Tensor | None,
+        support_SK: torch.Tensor,
+        teacher_log_probs_SK: torch.Tensor,
+        plan: _Plan,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        dtype, device = accumulation_dtype(logits_MV.dtype), logits_MV.device
+        num_tokens, temperature = plan.num_plain + plan.num_distilled, plan.temperature
+        log_probs_N = torch.empty(0 if labels_N is None else num_tokens, dtype=dtype, device=device)
+        entropy_N = torch.empty(num_tokens if plan.with_entropy else 0, dtype=dtype, device=device)
+        divergence_N, shift_N, lse_N, finite_N = torch.zeros(4, num_tokens, dtype=dtype, device=device)
+        log_mass_S = torch.empty(plan.num_distilled, dtype=dtype, device=device)
+        room_CV = plan.scratch(logits_MV)
+
+        if labels_N is not None or plan.with_entropy:
+            for tokens in plan.plain():
+                logits_CV = load(logits_MV, plan.rows(tokens), room_CV)
+                shift_C = logits_CV.amax(dim=-1)
+                label_C = None if labels_N is None else logits_CV.gather(1, labels_N[tokens, None])[:, 0]
+                logits_CV.sub_(shift_C[:, None])
+                lse_C, entropy_C = _sweep_(_scaled_(logits_CV, temperature), plan.with_entropy)
+                if label_C is not None:
+                    log_probs_N[tokens] = (label_C - shift_C) / temperature - lse_C
+                if entropy_C is not None:
+                    entropy_N[tokens] = entropy_C
+                shift_N[tokens], lse_N[tokens], finite_N[tokens] = shift_C, lse_C, shift_C
+
+        for tokens, picked in plan.distilled():
+            ids_CK = support_SK[picked].long()
+            logits_CV = load(logits_MV, plan.rows(tokens), room_CV)
+            label_C = None if labels_N is None else logits_CV.gather(1, labels_N[tokens, None])[:, 0]
+            logits_CK, shift_C = _support_logits(logits_CV, ids_CK, temperature)
+            rest_lse_C = rest_entropy_C = None
+            if plan.needs_rest:
+                logits_CV.scatter_(1, ids_CK, -math.inf)
+                # The largest logit may be off the support; where nothing is, or it is infinite, sum as it stands.
+                max_C = logits_CV.amax(dim=-1)
+                max_C = max_C.masked_fill(torch.isinf(max_C), 0.0)
+                logits_CV.sub_(max_C[:, None])
+                rest_lse_C, rest_entropy_C = _sweep_(_scaled_(logits_CV, temperature), plan.with_entropy)
+                rest_lse_C += (max_C - shift_C) / temperature
+                lse_N[tokens] = rest_lse_C
+            log_p_CJ, lse_C = student_buckets(logits_CK, rest_lse_C if plan.has_tail else None)
+            log_q_CJ, log_mass_S[picked] = teacher_buckets(teacher_log_probs_SK[picked], log_p_CJ, plan.has_tail)
+            # Mathematically >= 0 already; rounding can leave a -1e-8.
+            divergence_N[tokens] = bucket_divergence(log_p_CJ, log_q_CJ, plan.alpha).clamp_(min=0.0)
+            lse_C = _complete(lse_C, rest_lse_C, plan.has_tail)
+            shift_N[tokens], finite_N[tokens] = shift_C, lse_C
+            if label_C is not None:
+                log_probs_N[tokens] = (label_C - shift_C) / temperature - lse_C
+            if plan.with_entropy:
+                # Chain rule of the entropy: the support's tokens and the rest as one bucket, then within the rest.
+                entropy_C = -_p_log_p(logits_CK - lse_C[:, None]).sum(dim=-1)
+                if rest_lse_C is not None and rest_entropy_C is not None:
+                    log_rest_C = rest_lse_C - lse_C
+                    entropy_C += log_rest_C.exp() * rest_entropy_C - _p_log_p(log_rest_C)
+                entropy_N[tokens] = entropy_C
+        raise_on_bad_row("student_logits", finite_N)
+        check_teacher_mass(log_mass_S, plan.has_tail)
+
+        ctx.save_for_backward(logits_MV, labels_N, support_SK, teacher_log_probs_SK, shift_N, lse_N, entropy_N)
+        ctx.plan = plan
+        return log_probs_N, divergence_N, entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_log_probs_N, grad_divergence_N, grad_entropy_N):
+        logits_MV, labels_N, support_SK, teacher_log_probs_SK, shift_N, lse_N, entropy_N = ctx.saved_tensors
+        plan: _Plan = ctx.plan
+        f_N = grad_divergence_N / plan.temperature
+        g_N = torch.zeros_like(f_N) if labels_N is None else grad_log_probs_N / plan.temperature
+        h_N = grad_entropy_N / plan.temperature if plan.with_entropy else None
+        plan, picks, idle_M = _without_idle_tokens(plan, f_N, [g_N] if h_N is None else [g_N, h_N], len(logits_MV))
+
+        grad_MV = logits_MV if plan.inplace_backward else torch.empty_like(logits_MV)
+        if idle_M is not None:
+            grad_MV.index_fill_(0, idle_M, 0.0)
+        room_CV = plan.scratch(logits_MV)
+
+        for tokens in plan.plain():
+            rows, g_C = plan.rows(tokens), g_N[tokens]
+            grad_CV = load(logits_MV, rows, _room(grad_MV, rows, room_CV))
+            log_factor_C = _shares_(grad_CV, shift_N[tokens], lse_N[tokens], plan.temperature, h_N is None)
+            if h_N is None:
+                grad_CV.mul_((-g_C * log_factor_C.exp())[:, None])
+            else:
+                _entropy_gradient_(grad_CV, log_factor_C, -g_C, h_N[tokens], entropy_N[tokens])
+            if labels_N is not None:
+                grad_CV.scatter_add_(1, labels_N[tokens, None], g_C[:, None])
+            _write(grad_MV, rows, grad_CV)
+
+        for tokens, chunk in plan.distilled():
+            rows, picked, g_C = plan.rows(tokens), pick(picks, chunk), g_N[tokens]
+            ids_CK = support_SK[picked].long()
+            grad_CV = load(logits_MV, rows, _room(grad_MV, rows, room_CV))
+            logits_CK, shift_C = _support_logits(grad_CV, ids_CK, plan.temperature)
+            rest_lse_C = lse_N[tokens] if plan.needs_rest else None
+            log_p_CJ, lse_C = student_buckets(logits_CK, rest_lse_C if plan.has_tail else None)
+            log_q_CJ, _ = teacher_buckets(teacher_log_probs_SK[picked], log_p_CJ, plan.has_tail)
+            lse_C = _complete(lse_C, rest_lse_C, plan.has_tail)
+
+            slope_CJ = bucket_slope(log_p_CJ, log_q_CJ, plan.alpha)
+            bucket_CJ = slope_CJ - log_p_CJ.exp() * slope_CJ.sum(dim=-1, keepdim=True)
+            bucket_CJ *= f_N[tokens, None]
+            log_p_CK = logits_CK - lse_C[:, None]
+            support_CK = bucket_CJ[:, : ids_CK.shape[1]] - g_C[:, None] * log_p_CK.exp()
+            if h_N is not None:
+                support_CK -= h_N[tokens, None] * (_p_log_p(log_p_CK) + log_p_CK.exp() * entropy_N[tokens, None])
+            if rest_lse_C is None:
+                grad_CV.zero_()
+            else:
+                log_rest_C = rest_lse_C - lse_C
+                rest_C = -g_C * log_rest_C.exp() + (bucket_CJ[:, -1] if plan.has_tail else 0.0)
+                log_factor_C = _shares_(grad_CV, shift_C, rest_lse_C, plan.temperature, h_N is None)
+                if h_N is None:
+                    grad_CV.mul_((rest_C * log_factor_C.exp())[:, None])
+                else:
+                    _entropy_gradient_(
+                        grad_CV, log_factor_C, rest_C, h_N[tokens], entropy_N[tokens], log_rest_C=log_rest_C
+                    )
+            grad_CV.scatter_(1, ids_CK, support_CK)
+            if labels_N is not None:
+                grad_CV.scatter_add_(1, labels_N[tokens, None], g_C[:, None])
+            _write(grad_MV, rows, grad_CV)
+        return grad_MV, None, None, None, None
+
+
+def _scaled_(logits_CV: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
+
+
+def _sweep_(logits_CV: torch.Tensor, with_entropy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(logsumexp, entropy of the softmax in nats) of rows whose largest entry is 0; the logits are lost.
+
+    Rows of nothing but -inf give (-inf, 0).
+    """
+    if not with_entropy:
+        return logits_CV.exp_().sum(dim=-1).log_(), None
+    mass_CV = logits_CV.exp()
+    total_C = mass_CV.sum(dim=-1)
+    # nansum: 0 * -inf counts as 0.
+    mean_C = mass_CV.mul_(logits_CV).nansum(dim=-1) / total_C
+    return total_C.log(), (total_C.log() - mean_C).masked_fill_(total_C == 0.0, 0.0)
+
+
+def _support_logits(
+    logits_CV: torch.Tensor, ids_CK: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(shifted and scaled logits of the support, the shift): the largest logit of the support; 0 where not finite."""
+    logits_CK = logits_CV.gather(1, ids_CK)
+    shift_C = logits_CK.amax(dim=-1)
+    shift_C = shift_C.masked_fill(~torch.isfinite(shift_C), 0.0)
+    return logits_CK.sub_(shift_C[:, None]).div_(temperature), shift_C
+
+
+def _complete(lse_C: torch.Tensor, rest_lse_C: torch.Tensor | None, has_tail: bool) -> torch.Tensor:
+    """The logsumexp over the vocabulary, from that over the buckets."""
+    return lse_C if has_tail or rest_lse_C is None else torch.logaddexp(lse_C, rest_lse_C)
+
+
+def _p_log_p(log_p: torch.Tensor) -> torch.Tensor:
+    """p log p, 0 where p is 0."""
+    return log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)
+
+
+def _shares_(
+    logits_CV: torch.Tensor, shift_C: torch.Tensor, lse_C: torch.Tensor, temperature: float, exponentiate: bool
+) -> torch.Tensor:
+    """Turn logits into the (log-)softmax of their sweep, but for a factor per row, whose logarithm is returned.
+
+    shift + lse rounds where logits are large; the factor makes up for it, so that one subtraction suffices.
+    """
+    lse_C = lse_C.masked_fill(lse_C == -math.inf, 0.0)
+    if temperature == 1.0:
+        center_C = shift_C + lse_C
+        logits_CV.sub_(center_C[:, None])
+        log_factor_C = (center_C - shift_C) - lse_C
+    else:
+        logits_CV.sub_(shift_C[:, None]).div_(temperature).sub_(lse_C[:, None])
+        log_factor_C = torch.zeros_like(lse_C)
+    if exponentiate:
+        logits_CV.exp_()
+    return log_factor_C
+
+
+def _entropy_gradient_(
+    log_share_CV: torch.Tensor,
+    log_factor_C: torch.Tensor,
+    coefficient_C: torch.Tensor,
+    h_C: torch.Tensor,
+    entropy_C: torch.Tensor,
+    log_rest_C: torch.Tensor | None = None,
+) -> None:
+    """Turn log-shares into share * (coefficient - h p_rest (log p + H)), where p = share * p_rest."""
+    # A finite stand-in for log 0: its share is 0 as well, and no upstream gradient makes it infinite.
+    log_share_CV.add_(log_factor_C[:, None]).clamp_(min=LOG_ZERO)
+    share_CV = log_share_CV.exp()
+    if log_rest_C is not None:
+        h_C, entropy_C = h_C * log_rest_C.exp(), entropy_C + log_rest_C.clamp(min=torch.finfo(h_C.dtype).min / 4)
+    log_share_CV.add_(entropy_C[:, None]).mul_(-h_C[:, None]).add_(coefficient_C[:, None]).mul_(share_CV)
+
+
+def _room(grad_MV: torch.Tensor, rows: Rows, room_CV: torch.Tensor) -> torch.Tensor:
+    """Where to compute the rows' gradient: where it belongs if that is possible, else in the scratch memory."""
+    return grad_MV[rows] if isinstance(rows, slice) and grad_MV.dtype == room_CV.dtype else room_CV
+
+
+def _write(grad_MV: torch.Tensor, rows: Rows, values_CV: torch.Tensor) -> None:
+    """Write the rows' gradient, unless it was computed where it belongs."""
+    if not isinstance(rows, slice):
+        grad_MV.index_copy_(0, rows, values_CV.to(grad_MV.dtype))
+    elif grad_MV.dtype != values_CV.dtype:
+        grad_MV[rows] = values_CV
+
+
+def _without_idle_tokens(
+    plan: _Plan, f_N: torch.Tensor, others: list[torch.Tensor], num_rows: int
+) -> tuple[_Plan, torch.Tensor | None, torch.Tensor | None]:
+    """The plan for the tokens with a gradient; their rows in the support (None: all, in order); the rows of the
+    logits that get zeros (None: no row)."""
+    busy_N = torch.zeros_like(f_N, dtype=torch.bool)
+    tokens = torch.arange(len(f_N), device=f_N.device)
+    plain = tokens[: plan.num_plain] if plan.plain_P is None else plan.plain_P
+    distilled = tokens[: plan.num_distilled] if plan.distilled_S is None else plan.distilled_S
+    busy_N[distilled] = f_N[distilled] != 0
+    for grad_N in others:
+        busy_N |= grad_N != 0
+    if int(busy_N.sum()) == num_rows:
+        return plan, None, None
+
+    is_idle_M = torch.ones(num_rows, dtype=torch.bool, device=f_N.device)
+    is_idle_M[busy_N if plan.positions_N is None else plan.positions_N[busy_N]] = False
+    plain, picks = plain[busy_N[plain]], busy_N[distilled].nonzero().flatten()
+    busy_plan = replace(
+        plan, plain_P=plain, num_plain=len(plain), distilled_S=distilled[picks], num_distilled=len(picks)
+    )
+    return busy_plan, picks, is_idle_M.nonzero().flatten()
