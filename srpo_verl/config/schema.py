@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from sys import float_info
 from typing import Any
 
@@ -47,6 +48,12 @@ class DemonstrationConfig:
 
 
 @dataclass(frozen=True)
+class BudgetConfig:
+    hours: tuple[float, ...]
+    stop_at_hours: float | None
+
+
+@dataclass(frozen=True)
 class SrpoConfig:
     """Checked values of the `srpo` group; see base.yaml for what each one means."""
 
@@ -57,6 +64,7 @@ class SrpoConfig:
     mix_lambda: float
     teacher: TeacherConfig
     demonstration: DemonstrationConfig
+    budget: BudgetConfig
 
     @property
     def uses_teacher(self) -> bool:
@@ -78,6 +86,7 @@ def parse(node: Any) -> SrpoConfig:
     _check_keys(values, default_values(), "srpo")
     distillation, teacher = values["distillation"], values["teacher"]
     weighting, demonstration = values["weighting"], values["demonstration"]
+    budget = values["budget"]
 
     config = SrpoConfig(
         routing=_choice("srpo.routing", values["routing"], ROUTINGS),
@@ -103,6 +112,12 @@ def parse(node: Any) -> SrpoConfig:
             ),
             environment_feedback=_flag(
                 "srpo.demonstration.environment_feedback", demonstration["environment_feedback"]
+            ),
+        ),
+        budget=BudgetConfig(
+            hours=_increasing("srpo.budget.hours", budget["hours"]),
+            stop_at_hours=_number(
+                "srpo.budget.stop_at_hours", budget["stop_at_hours"], 0, above_low=True, nullable=True
             ),
         ),
     )
@@ -210,6 +225,19 @@ def _integer(key: str, value: Any, low: int, nullable: bool = False) -> Any:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ConfigError(key, value, f"has to be a whole number, at least {low}" + (", or null" if nullable else ""))
     return value
+
+
+def _increasing(key: str, value: Any) -> tuple[float, ...]:
+    wanted = "has to be a list of increasing numbers above 0, such as [1, 5, 10], or [] for none"
+    if not isinstance(value, list):
+        raise ConfigError(key, value, wanted)
+    try:
+        numbers = [_number(key, item, 0, above_low=True) for item in value]
+    except ConfigError:
+        raise ConfigError(key, value, wanted) from None
+    if any(one >= other for one, other in pairwise(numbers)):
+        raise ConfigError(key, value, wanted)
+    return tuple(numbers)
 
 
 def as_flat_dict(config: Any, prefix: str = "srpo") -> dict[str, Any]:

@@ -122,10 +122,10 @@ def accuracy_over_steps(runs: Sequence[Run]) -> Figure | str:
 
 
 def accuracy_over_hours(runs: Sequence[Run]) -> Figure | str:
-    """Figure 3: accuracy over wall-clock time. Training accuracy where no run was validated at two steps or more."""
+    """Figure 3: accuracy over training time. Training accuracy where no run was validated at two steps or more."""
     timed = [run for run in runs if np.isfinite(run.total_hours)]
     if not timed:
-        return "timing_s/step"
+        return "timing_s/step or srpo/hours"
     curves = [
         (benchmark, run, *run.validation()[benchmark])
         for benchmark in _benchmarks(timed)
@@ -157,7 +157,7 @@ def accuracy_over_hours(runs: Sequence[Run]) -> Figure | str:
             if budget < longest:
                 axis.axvline(scale * budget, color="#999999", linewidth=0.8, linestyle=(0, (2, 3)))
         axis.set_title(title if title == "training" else f"validation: {title}", fontsize=10)
-        axis.set_xlabel(f"wall-clock time ({unit})")
+        axis.set_xlabel(f"training time ({unit})")
         axis.set_xlim(left=0)
         _percent_axis(axis, "accuracy (%)")
         _legend(axis, f"{ROLLING_STEPS}-point rolling mean ± 1 std")
@@ -192,13 +192,13 @@ def response_length(runs: Sequence[Run]) -> Figure | str:
 
 def step_seconds(runs: Sequence[Run]) -> Figure | str:
     """Figure 4b: seconds per step over training, and their mean in the windows of Table 1's budgets."""
-    timed = [run for run in runs if len(run.series("timing_s/step")[0])]
+    timed = [run for run in runs if len(run.step_seconds()[0])]
     if not timed:
         return "timing_s/step"
     styles = _Styles(runs)
     figure, (curve, bars) = _panels(2)
     for run in timed:
-        _smooth(curve, run, styles, *run.series("timing_s/step"))
+        _smooth(curve, run, styles, *run.step_seconds())
     curve.set_title(f"each step ({ROLLING_STEPS}-step rolling mean)", fontsize=10)
     curve.set_xlabel("training step")
     curve.set_ylabel("seconds per step")
@@ -219,7 +219,7 @@ def step_seconds(runs: Sequence[Run]) -> Figure | str:
     bars.margins(y=0.12)
     bars.grid(False, axis="x")
     bars.set_title("mean in each window", fontsize=10)
-    bars.set_xlabel("wall-clock window from the start")
+    bars.set_xlabel("window of training time from the start")
     bars.set_ylabel("seconds per step")
     return figure
 

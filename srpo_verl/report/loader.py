@@ -22,6 +22,12 @@ GENERIC_STEMS = ("metrics", "log", "logs", "train")
 VALIDATION = re.compile(r"val-core/(?P<source>.+)/(?P<variable>acc|reward)/mean@(?P<samples>\d+)")
 """veRL's name for the mean accuracy over `samples` validation rollouts per prompt: the paper's avg@16."""
 
+HOURS = "srpo/hours"
+"""Training time as the run itself counts it, over resumptions as well."""
+
+OF_VALIDATION = ("val-", HOURS, "srpo/best_accuracy_")
+"""Beginnings of the metrics that a validation logs by itself, before the first step or after a resumption."""
+
 SECONDS_PER_HOUR = 3600.0
 
 
@@ -53,20 +59,28 @@ class Run:
         return [step for step, data in sorted(self.metrics.items()) if _trained(data)]
 
     def hours(self, steps: np.ndarray) -> np.ndarray:
-        """Wall-clock hours spent when each of `steps` was done: `timing_s/step` summed, with the validations.
+        """Hours of training spent when the weights of each of `steps` existed; NaN where no step was timed.
 
-        A step that was trained twice counts once. NaN everywhere where no step was timed.
+        `srpo/hours` where the run logged it. Elsewhere, as in logs of another trainer, the same by its definition:
+        the sum of the steps' seconds. A step that was trained twice counts once.
         """
+        seconds = dict(zip(*self.step_seconds(), strict=True))
         spent, total, timed = {}, 0.0, False
         for step, data in sorted(self.metrics.items()):
-            timed = timed or "timing_s/step" in data
-            total += data.get("timing_s/step", 0.0) + data.get("timing_s/testing", 0.0)
-            spent[step] = total / SECONDS_PER_HOUR
+            timed = timed or step in seconds or data.get(HOURS, 0.0) > 0
+            total = data[HOURS] if HOURS in data else total + seconds.get(step, 0.0) / SECONDS_PER_HOUR
+            spent[step] = total
         return np.array([spent[int(step)] if timed else math.nan for step in steps], dtype=float)
+
+    def step_seconds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and the seconds of training in each: veRL's `timing_s/step` without the writing of a checkpoint."""
+        steps, seconds = self.series("timing_s/step")
+        saving = [self.metrics[int(step)].get("timing_s/save_checkpoint", 0.0) for step in steps]
+        return steps, seconds - np.array(saving, dtype=float)
 
     @property
     def total_hours(self) -> float:
-        """Wall-clock hours of the whole run, NaN where it was not timed."""
+        """Hours of training of the whole run, NaN where it was not timed."""
         return float(self.hours(np.array([max(self.metrics)]))[0])
 
     def validation(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -97,7 +111,7 @@ def _arrays(values: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _trained(data: dict[str, float]) -> bool:
-    return any(not name.startswith("val-") for name in data)
+    return any(not name.startswith(OF_VALIDATION) for name in data)
 
 
 @dataclass
@@ -252,8 +266,10 @@ def _gaps(run: Run) -> list[str]:
     # A run that begins at a checkpoint lacks its past as much as one with a hole in the middle.
     missing = steps[-1] - len(steps) + (1 if steps[0] == 0 else 0)
     if missing > 0:
-        notes.append(f"{run.label}: {missing} of {steps[-1]} steps are not in the log, so its hours are too few")
-    untimed = sum("timing_s/step" not in run.metrics[step] for step in steps)
+        # The run's own count does not depend on the log.
+        lost = "their validations are missing" if HOURS in run.metrics[steps[-1]] else "its hours are too few"
+        notes.append(f"{run.label}: {missing} of {steps[-1]} steps are not in the log, so {lost}")
+    untimed = sum(not run.metrics[step].keys() & {"timing_s/step", HOURS} for step in steps)
     if untimed:
         notes.append(f"{run.label}: {untimed} of {len(steps)} steps have no timing_s/step, so its hours are too few")
     return notes

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from srpo_verl.report.loader import Run
+from srpo_verl.report.loader import SECONDS_PER_HOUR, Run
 
 BUDGETS_H = (1, 5, 10)
-"""Wall-clock budgets of the paper's Table 1 and Figure 4b, in hours."""
+"""Wall-clock budgets of the paper's Table 1 and Figure 4b, in hours of training (`Run.hours`)."""
+
+RECENT_STEPS = 5
+"""A budget is used up when a step as long as the longest of this many last ones would not have fitted any more."""
 
 EARLY_STEPS = 10
 """The early level of the response length is the median over this many first steps."""
@@ -51,13 +54,21 @@ def summary_rows(runs: Sequence[Run]) -> list[Row]:
             for budget in BUDGETS_H:
                 within = values[hours <= budget]
                 row[f"best_acc_{budget}h"] = 100 * float(np.max(within)) if len(within) else math.nan
+                row[f"used_up_{budget}h"] = used_up(run, budget)
             rows.append(row | seconds_per_step(run))
     return rows
 
 
+def used_up(run: Run, budget: float) -> bool:
+    """Whether the run trained for as long as the budget allows, to the step."""
+    _, seconds = run.step_seconds()
+    another = float(np.max(seconds[-RECENT_STEPS:])) / SECONDS_PER_HOUR if len(seconds) else 0.0
+    return run.total_hours + another > budget
+
+
 def seconds_per_step(run: Run) -> Row:
-    """Mean of `timing_s/step` and number of steps from the start to the end of each budget, as in Figure 4b."""
-    steps, seconds = run.series("timing_s/step")
+    """Mean seconds and number of the steps from the start to the end of each budget, as in Figure 4b."""
+    steps, seconds = run.step_seconds()
     hours = run.hours(steps)
     row: Row = {}
     for budget in BUDGETS_H:
@@ -175,7 +186,7 @@ def budget_cells(row: Row, prefix: str) -> list[str]:
     cells = []
     for budget in BUDGETS_H:
         cell = number(row[f"{prefix}_{budget}h"])
-        cells.append(cell if cell == "-" or row["hours"] >= budget else f"{cell}*")
+        cells.append(cell if cell == "-" or row[f"used_up_{budget}h"] else f"{cell}*")
     return cells
 
 
@@ -240,8 +251,8 @@ def markdown(runs: Sequence[Run], notes: Sequence[str], figures: Mapping[str, st
             ],
         ),
         "## Seconds per training step",
-        "Mean from the start to the end of each window as in Figure 4b, with the number of steps in it; validation is "
-        "not part of a step.",
+        "Mean from the start to the end of each window as in Figure 4b, with the number of steps in it; validations "
+        "and the writing of checkpoints are not part of a step.",
         _markdown_table(
             ["run", *(f"s/step in {b} (steps)" for b in budgets)],
             [
@@ -255,8 +266,10 @@ def markdown(runs: Sequence[Run], notes: Sequence[str], figures: Mapping[str, st
                 for row in {row["run"]: row for row in rows}.values()
             ],
         ),
-        "Hours are the sum of `timing_s/step` and `timing_s/testing`; start-up, the validation before the first step "
-        "and steps lost in a crash are not in it. `*`: the run ended before the budget did.",
+        "Hours are training time: `srpo/hours`, or where it was not logged the sum of `timing_s/step` without "
+        "`timing_s/save_checkpoint`. Start-up, validations, the writing of checkpoints and steps lost in a crash are "
+        "not in it. A validation counts for every budget within which its weights existed. `*`: the run ended before "
+        "the budget did, by more than one step.",
         "## Spread over seeds",
     ]
     spread = seed_rows(rows)

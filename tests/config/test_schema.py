@@ -29,6 +29,8 @@ DEFAULTS = {
     "srpo.demonstration.strip_thinking": True,
     "srpo.demonstration.max_prompt_tokens": 10240,
     "srpo.demonstration.environment_feedback": False,
+    "srpo.budget.hours": [1, 5, 10],
+    "srpo.budget.stop_at_hours": None,
 }
 NUMBERS = [
     "srpo.success_threshold",
@@ -37,6 +39,7 @@ NUMBERS = [
     "srpo.weighting.beta",
     "srpo.advantage_mix.lambda",
     "srpo.teacher.ema_rate",
+    "srpo.budget.stop_at_hours",
 ]
 INTEGERS = ["srpo.distillation.top_k", "srpo.demonstration.max_prompt_tokens"]
 FLAGS = [
@@ -50,8 +53,9 @@ CHOICES = {
     "srpo.teacher.kind": ("ema", "frozen", "live"),
     "srpo.demonstration.select": ("first", "random", "shortest"),
 }
-NULLABLE = ["srpo.distillation.top_k", "srpo.distillation.is_clip"]
-GROUPS = ["distillation", "weighting", "advantage_mix", "teacher", "demonstration"]
+LISTS = ["srpo.budget.hours"]
+NULLABLE = ["srpo.distillation.top_k", "srpo.distillation.is_clip", "srpo.budget.stop_at_hours"]
+GROUPS = ["distillation", "weighting", "advantage_mix", "teacher", "demonstration", "budget"]
 
 
 def with_values(changes):
@@ -86,7 +90,7 @@ def test_the_defaults_are_those_of_the_interface():
 
 
 def test_the_lists_above_cover_every_key():
-    assert sorted([*NUMBERS, *INTEGERS, *FLAGS, *CHOICES]) == sorted(DEFAULTS)
+    assert sorted([*NUMBERS, *INTEGERS, *FLAGS, *CHOICES, *LISTS]) == sorted(DEFAULTS)
 
 
 def test_parse_puts_every_value_where_its_name_says():
@@ -108,6 +112,8 @@ def test_parse_puts_every_value_where_its_name_says():
                 "srpo.demonstration.strip_thinking": False,
                 "srpo.demonstration.max_prompt_tokens": 77,
                 "srpo.demonstration.environment_feedback": True,
+                "srpo.budget.hours": [0.5, 3],
+                "srpo.budget.stop_at_hours": 4.5,
             }
         )
     )
@@ -121,6 +127,7 @@ def test_parse_puts_every_value_where_its_name_says():
         "max_prompt_tokens": 77,
         "environment_feedback": True,
     }
+    assert vars(config.budget) == {"hours": (0.5, 3.0), "stop_at_hours": 4.5}
 
 
 def test_a_dictconfig_and_a_dict_parse_alike_and_neither_is_changed():
@@ -167,6 +174,9 @@ def test_every_documented_choice_is_accepted(key, value):
         ("srpo.teacher.ema_rate", 1),
         ("srpo.success_threshold", -3),
         ("srpo.demonstration.max_prompt_tokens", 1),
+        ("srpo.budget.hours", []),
+        ("srpo.budget.hours", [1e-9]),
+        ("srpo.budget.stop_at_hours", 1e-9),
     ],
 )
 def test_the_ends_of_the_ranges_are_inside(key, value):
@@ -237,6 +247,18 @@ def test_a_count_is_a_whole_number(key, value):
     assert "whole number" in refusal({key: value}, key).remedy
 
 
+@pytest.mark.parametrize("key", LISTS)
+@pytest.mark.parametrize(
+    "value",
+    [5, "1,5", True, {"1": 5}, ["1"], [True], [None], [[1]], [math.nan], [math.inf], [0], [-1, 5], [5, 1], [1, 1.0]],
+)
+def test_budgets_are_increasing_numbers_above_0(key, value):
+    error = refusal({key: value}, key)
+    assert "[1, 5, 10]" in error.remedy
+    # The whole list is shown, not only its bad item.
+    assert error.value is value
+
+
 @pytest.mark.parametrize("key", FLAGS)
 @pytest.mark.parametrize("value", [0, 1, 1.0, "true", "False", None, []])
 def test_a_flag_is_true_or_false(key, value):
@@ -273,6 +295,8 @@ def test_null_only_where_it_means_something(key):
         ("srpo.teacher.ema_rate", 1.001),
         ("srpo.demonstration.max_prompt_tokens", 0),
         ("srpo.demonstration.max_prompt_tokens", -10240),
+        ("srpo.budget.stop_at_hours", 0),
+        ("srpo.budget.stop_at_hours", -1),
     ],
 )
 def test_out_of_range(key, value):

@@ -13,6 +13,7 @@ from tests.support import REWARD_FILE, run_main_ppo, tiny_model, tiny_parquet
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU platform is not active here")
 
 METRICS = [
+    "srpo/hours",
     "srpo/frac_correct",
     "srpo/frac_sdpo",
     "srpo/frac_grpo",
@@ -142,6 +143,7 @@ def test_resuming_equals_not_having_stopped(inputs, uninterrupted, tmp_path):
         steps=4,
     )
     assert sorted(resumed.metrics) == [3, 4]
+    assert resumed.metrics[3]["srpo/hours"] > uninterrupted.metrics[2]["srpo/hours"]  # the clock goes on
     exact = ["srpo/frac_correct", "srpo/frac_sdpo", "srpo/sdpo_tokens", "response_length/mean", "critic/rewards/mean"]
     close = ["srpo/loss", "srpo/grpo_loss", "srpo/sdpo_loss", "actor/grad_norm", "srpo/teacher_entropy_mean"]
     close += ["srpo/teacher_distance", "srpo/student_teacher_divergence", "srpo/weight_std", "actor/lr"]

@@ -11,7 +11,17 @@ import pytest
 from srpo_verl.report.__main__ import main
 from srpo_verl.report.figures import FIGURES, rolling
 from srpo_verl.report.loader import ReportError, load_runs
-from srpo_verl.report.tables import find_collapse, reached_windows, seconds_per_step, seed_rows, summary_rows, warnings
+from srpo_verl.report.tables import (
+    BUDGETS_H,
+    budget_cells,
+    find_collapse,
+    reached_windows,
+    seconds_per_step,
+    seed_rows,
+    summary_rows,
+    warnings,
+)
+from srpo_verl.verl_ext.budget import TrainingRecord, best_accuracy_name, mean_accuracy
 from tests.report.logs import realistic, training_line, validation, write
 
 PNG = b"\x89PNG\r\n"
@@ -71,16 +81,18 @@ def test_figures_without_metrics_are_left_out_and_an_earlier_one_is_removed(tmp_
     assert "3 of 3 steps have no timing_s/step" in printed
 
 
-def test_budgets_count_cumulated_seconds_of_steps_and_validations(tmp_path):
+def test_budgets_count_the_seconds_of_steps_without_validations_and_checkpoints(tmp_path):
     lines = [{"step": 0, "data": validation(0.2)}]
     for step, accuracy in enumerate([0.5, 0.4, 0.7, 0.9, 0.1], start=1):
-        # 1,700 s of training and 100 s of validation: two steps to the hour.
-        lines.append(training_line(step, timing_s__step=1700.0, timing_s__testing=100.0))
+        # 1,700 s of training: two steps to the hour. With the validation or the checkpoint it would be one.
+        lines.append(
+            training_line(step, timing_s__step=1800.0, timing_s__save_checkpoint=100.0, timing_s__testing=200.0)
+        )
         lines[-1]["data"] |= validation(accuracy)
     run, notes = one_run(tmp_path, lines)
     (row,) = summary_rows([run])
     assert notes == []
-    assert row["hours"] == pytest.approx(2.5)
+    assert row["hours"] == pytest.approx(5 * 1700 / 3600)
     assert row["steps"] == 5
     assert (row["best_acc"], row["best_step"]) == (pytest.approx(90.0), 4)
     assert (row["final_acc"], row["final_step"]) == (pytest.approx(10.0), 5)
@@ -89,6 +101,102 @@ def test_budgets_count_cumulated_seconds_of_steps_and_validations(tmp_path):
     assert (row["steps_1h"], row["steps_5h"]) == (2, 5)
     assert row["s_per_step_1h"] == pytest.approx(1700.0)
     assert reached_windows(run) == [1, 5]
+
+
+def counted_by_the_run(lines, budgets=BUDGETS_H, record=None):
+    """Add what a run of this package logs to lines with `timing_s/step` and validations; returns the run's record."""
+    record = record or TrainingRecord()
+    for line in lines:
+        data = line["data"]
+        if "timing_s/step" in data:
+            record.add_step(data["timing_s/step"] - data.get("timing_s/save_checkpoint", 0.0))
+            data["srpo/hours"] = record.hours
+        accuracy = mean_accuracy(data)
+        if accuracy is not None:
+            record.add_validation(line["step"], accuracy)
+            data |= record.metrics(budgets)
+    return record
+
+
+def best_of_the_run(run, budget):
+    """The last value of srpo/best_accuracy_*, in percent."""
+    return 100 * run.series(best_accuracy_name(budget))[1][-1]
+
+
+def test_table_1_is_what_the_run_itself_logged(tmp_path):
+    lines = [{"step": 0, "data": validation(0.3, "a") | validation(0.5, "b")}]
+    for step in range(1, 12):
+        lines.append(training_line(step, timing_s__step=3500.0, timing_s__save_checkpoint=3.0))
+        if step % 2 == 0:
+            lines[-1]["data"] |= validation(0.4 + 0.04 * step, "a") | validation(0.5 - 0.02 * step, "b")
+    counted_by_the_run(lines)
+    run, notes = one_run(tmp_path, lines)
+    rows = {row["benchmark"]: row for row in summary_rows([run])}
+    assert notes == []
+    for budget in BUDGETS_H:
+        assert rows["average"][f"best_acc_{budget}h"] == pytest.approx(best_of_the_run(run, budget))
+    assert best_of_the_run(run, 1) == pytest.approx(40.0)
+    assert best_of_the_run(run, 5) == pytest.approx(54 - 50 + 45)
+    assert rows["average"]["hours"] == run.series("srpo/hours")[1][-1]
+    # A log of another trainer, without the run's own count, gives the same table.
+    for line in lines:
+        line["data"] = {
+            name: value for name, value in line["data"].items() if not name.startswith(("srpo/h", "srpo/b"))
+        }
+    (stock,) = summary_rows([one_run(tmp_path / "stock", lines)[0]])[-1:]
+    assert [stock[f"best_acc_{budget}h"] for budget in BUDGETS_H] == pytest.approx(
+        [rows["average"][f"best_acc_{budget}h"] for budget in BUDGETS_H]
+    )
+
+
+def test_a_resumed_run_and_the_report_of_it_agree(tmp_path):
+    first = [training_line(step, timing_s__step=1200.0) for step in range(1, 5)]
+    first[1]["data"] |= validation(0.8)
+    record = counted_by_the_run(first[:2])
+    kept = TrainingRecord.from_dict(record.to_dict())  # the checkpoint of step 2
+    counted_by_the_run(first[2:], record=record)
+    # The same weights again, measured lower; then steps 3 and 4 once more.
+    second = [{"step": 2, "data": validation(0.6)}]
+    second += [training_line(step, timing_s__step=1500.0) for step in range(3, 6)]
+    second[-1]["data"] |= validation(0.7)
+    counted_by_the_run(second, record=kept)
+    write(tmp_path / "0" / "srpo.jsonl", first)
+    write(tmp_path / "1" / "srpo.jsonl", second)
+    (run,), _ = load_runs([tmp_path])
+    (row,) = summary_rows([run])
+    assert row["steps"] == 5
+    assert row["hours"] == pytest.approx((2 * 1200 + 3 * 1500) / 3600)
+    assert [row[f"best_acc_{budget}h"] for budget in (1, 5)] == pytest.approx([60.0, 70.0])
+    assert [best_of_the_run(run, budget) for budget in (1, 5)] == pytest.approx([60.0, 70.0])
+
+
+def test_the_run_s_own_hours_do_not_depend_on_the_log_being_complete(tmp_path):
+    lines = [training_line(step, timing_s__step=1800.0) for step in range(1, 7)]
+    counted_by_the_run(lines)
+    run, notes = one_run(tmp_path, lines[3:])
+    assert run.total_hours == pytest.approx(3.0)
+    assert notes == ["srpo: 3 of 6 steps are not in the log, so their validations are missing"]
+
+
+def test_a_validation_by_itself_is_no_training_step(tmp_path):
+    lines = [{"step": 0, "data": validation(0.2)}, training_line(1)]
+    counted_by_the_run(lines)
+    run, notes = one_run(tmp_path, lines)
+    assert "srpo/hours" in run.metrics[0]
+    assert run.training_steps == [1]
+    assert notes == []
+
+
+def test_a_run_that_ended_with_the_last_step_that_fits_has_used_its_budget_up(tmp_path):
+    def starred(directory, steps):
+        lines = [training_line(step, timing_s__step=700.0) for step in range(1, steps + 1)]
+        lines[-1]["data"] |= validation(0.5)
+        (row,) = summary_rows([one_run(tmp_path / directory, lines)[0]])
+        return ["*" in cell for cell in budget_cells(row, "best_acc")]
+
+    # Five steps are 3,500 s; a sixth would be beyond the hour.
+    assert starred("whole", 5) == [False, True, True]
+    assert starred("short", 4) == [True, True, True]
 
 
 def test_seconds_per_step_of_figure_4b_agree_with_the_papers_step_counts(tmp_path):
