@@ -20,6 +20,7 @@ from srpo_verl.verl_ext.schema import (
     TEACHER_INPUT_IDS,
     TEACHER_LOG_PROBS,
 )
+from srpo_verl.verl_ext.teacher_balance import Scores, Sequence, share
 
 
 def score_rows(
@@ -34,8 +35,9 @@ def score_rows(
 ) -> int:
     """Add TEACHER_LOG_PROBS and TEACHER_ENTROPY to `data`; return the number of teacher tokens computed here.
 
-    Forward only, the distilled rows only. Every rank has to call it: a sharded forward is a collective, so ranks
-    with less to do run forwards on two tokens whose result is dropped.
+    Forward only, the distilled rows only, shared out evenly over the ranks whoever holds the rows. Every rank has to
+    call it: a sharded forward is a collective, so ranks with less to do run forwards on two tokens whose result is
+    dropped.
 
     Args:
         engine: of the teacher, or of the student when the teacher is the student.
@@ -46,29 +48,45 @@ def score_rows(
         use_remove_padding: whether the engine's model takes packed inputs.
         after_forward: run after every forward (re-sharding; see teacher_weights.reshard).
     """
-    lengths = data[TEACHER_INPUT_IDS].offsets().diff()
-    rows = data[SDPO_ROW].nonzero().flatten().tolist()
-    # Rows of similar length share a micro-batch, so that little padding is computed where inputs are not packed.
-    rows.sort(key=lambda row: int(lengths[row]))
-    groups = _pack([int(lengths[row]) for row in rows], max_tokens, micro_batch_size)
+    group = engine.get_data_parallel_group()
+    held = _sequences(data)
+    work = share(held, group)
+    # Sequences of similar length share a micro-batch, so that little padding is computed where inputs are not packed.
+    order = sorted(range(len(work.sequences)), key=lambda index: len(work.sequences[index].input_ids))
+    lengths = [len(work.sequences[index].input_ids) for index in order]
+    groups = _pack(lengths, max_tokens, micro_batch_size)
     count = torch.tensor([len(groups)], device=get_device_id())
-    dist.all_reduce(count, op=dist.ReduceOp.MAX, group=engine.get_data_parallel_group())
+    dist.all_reduce(count, op=dist.ReduceOp.MAX, group=group)
 
-    log_probs = [filler(torch.float32) for _ in range(len(data))]
-    entropy = [torch.zeros(int(n)) for n in data["responses"].offsets().diff()]
+    scores: list[Scores | None] = [None] * len(work.sequences)
     with engine.eval_mode(), torch.no_grad():
         for index in range(int(count)):
-            members = [rows[i] for i in groups[index]] if index < len(groups) else []
-            batch = _teacher_batch(data, members, temperature, use_remove_padding)
+            members = [order[i] for i in groups[index]] if index < len(groups) else []
+            batch = _teacher_batch([work.sequences[i] for i in members], temperature, use_remove_padding)
             _, result = engine.forward_step(batch, loss_function=None, forward_only=True)
-            scores = result["model_output"]
-            for position, row in enumerate(members):
-                log_probs[row] = scores[TEACHER_LOG_PROBS].unbind()[position].cpu()
-                entropy[row] = scores[TEACHER_ENTROPY].unbind()[position].cpu()
+            if members:
+                fields = result["model_output"][TEACHER_LOG_PROBS], result["model_output"][TEACHER_ENTROPY]
+                for i, log_probs, entropy in zip(members, *(field.unbind() for field in fields), strict=True):
+                    scores[i] = Scores(log_probs.cpu(), entropy.cpu())
             after_forward()
+
+    log_probs = [filler(torch.float32) for _ in range(len(data))]
+    entropies = [torch.zeros(int(n)) for n in data["responses"].offsets().diff()]
+    for sequence, score in zip(held, work.send_back([score for score in scores if score is not None]), strict=True):
+        log_probs[sequence.row], entropies[sequence.row] = score.log_probs, score.entropy
     data[TEACHER_LOG_PROBS] = jagged(log_probs)
-    data[TEACHER_ENTROPY] = jagged(entropy)
-    return sum(int(lengths[row]) for row in rows)
+    data[TEACHER_ENTROPY] = jagged(entropies)
+    return sum(lengths)
+
+
+def _sequences(data: TensorDict) -> list[Sequence]:
+    """The distilled rows of the batch."""
+    input_ids, responses = data[TEACHER_INPUT_IDS].unbind(), data["responses"].offsets().diff().tolist()
+    support = data[SUPPORT].unbind() if SUPPORT in data else None
+    return [
+        Sequence(row, input_ids[row], responses[row], None if support is None else support[row])
+        for row in data[SDPO_ROW].nonzero().flatten().tolist()
+    ]
 
 
 def _pack(lengths: list[int], max_tokens: int | None, micro_batch_size: int | None) -> list[list[int]]:
@@ -88,22 +106,23 @@ def _pack(lengths: list[int], max_tokens: int | None, micro_batch_size: int | No
     return groups
 
 
-def _teacher_batch(data: TensorDict, rows: list[int], temperature: float, use_remove_padding: bool) -> TensorDict:
+def _teacher_batch(sequences: list[Sequence], temperature: float, use_remove_padding: bool) -> TensorDict:
     """A forward-only micro-batch of teacher sequences; two tokens of padding where this rank has nothing to score."""
-    if rows:
-        every = {key: data[key].unbind() for key in (TEACHER_INPUT_IDS, "responses", SUPPORT) if key in data}
-        picked = {key: [values[row] for row in rows] for key, values in every.items()}
+    if sequences:
+        input_ids = [sequence.input_ids for sequence in sequences]
+        responses = [sequence.input_ids[-sequence.response :] for sequence in sequences]
     else:
-        picked = {TEACHER_INPUT_IDS: [torch.zeros(2, dtype=torch.int64)], "responses": [filler(torch.int64)]}
-    input_ids = picked.pop(TEACHER_INPUT_IDS)
+        input_ids, responses = [torch.zeros(2, dtype=torch.int64)], [filler(torch.int64)]
+    support = [sequence.support for sequence in sequences if sequence.support is not None]
     return tu.get_tensordict(
         {
             "input_ids": jagged(input_ids),
             "position_ids": jagged([torch.arange(len(ids)) for ids in input_ids]),
-            **{key: jagged(values) for key, values in picked.items()},
+            "responses": jagged(responses),
+            **({SUPPORT: jagged(support)} if support else {}),
         },
         non_tensor_dict={
-            SCORE: bool(rows),
+            SCORE: bool(sequences),
             "temperature": temperature,
             "use_remove_padding": use_remove_padding,
             "use_fused_kernels": False,

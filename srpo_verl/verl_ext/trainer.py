@@ -83,22 +83,12 @@ class SrpoTrainer(PPOTrainerSync):
                 self.role_worker_mapping[role] = ray.remote(SrpoWorker)
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
-        """Route, then balance the rows over ranks by student and teacher tokens together."""
+        """Route, then let veRL balance the rows over ranks; the teacher's work is shared out by itself (see share)."""
         rollouts = self._rollouts(batch)
         routed = self.router.route(rollouts, self.global_steps)
         metrics.update(routed.metrics)
-        teacher_tokens = {
-            key: len(reprompt.token_ids) + len(response)
-            for key, reprompt, response in zip(rollouts.keys, routed.reprompts, rollouts.responses, strict=True)
-            if reprompt is not None
-        }
-        seq_lens = {key: tag["seq_len"] for key, tag in zip(batch.keys, batch.tags, strict=True)}
-        for key, tag in zip(batch.keys, batch.tags, strict=True):
-            tag["seq_len"] += teacher_tokens.get(key, 0)
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
-        for key, tag in zip(batch.keys, batch.tags, strict=True):
-            tag["seq_len"] = seq_lens.get(key, tag["seq_len"])
-        self._distill = bool(teacher_tokens)
+        self._distill = any(reprompt is not None for reprompt in routed.reprompts)
         return self._write_routing(batch, rollouts, routed)
 
     def _rollouts(self, batch: KVBatchMeta) -> Rollouts:
