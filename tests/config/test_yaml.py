@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from srpo_verl.config.check import check_run
 from srpo_verl.config.schema import as_flat_dict, default_values
+from srpo_verl.data.benchmarks import BENCHMARKS
 from tests.config import NAMES, compose
 
 CONFIG = Path(str(files("srpo_verl.config")))
@@ -40,12 +41,14 @@ def leaf_keys(node):
             yield key
 
 
-def test_there_are_the_named_configurations_and_the_platforms():
+def test_there_are_the_named_configurations_the_platforms_and_the_paper_s_choices():
     assert {path.relative_to(CONFIG).as_posix() for path in YAMLS} == {
         "base.yaml",
         "platform/cpu.yaml",
         "platform/gpu.yaml",
         *(f"{name}.yaml" for name in NAMES),
+        *(f"base_model/{name}.yaml" for name in ("qwen3_4b", "qwen3_8b")),
+        *(f"benchmark/{name}.yaml" for name in (*BENCHMARKS, "shared")),
     }
 
 
@@ -73,6 +76,8 @@ def spellings(value):
 def documents(line, key, value):
     """Whether a line names the key in backticks and its default as the next word."""
     _, tick, rest = line.partition(f"`{key}`")
+    if isinstance(value, list):
+        return bool(tick) and rest.lstrip(" |").startswith(f"`{value}`")
     words = [word.strip(".") for word in re.split(r"[^\w.+-]+", rest) if word.strip(".")]
     return bool(tick) and bool(words) and words[0] in spellings(value)
 
@@ -92,6 +97,8 @@ def test_the_documentation_checker_can_fail():
     assert not documents("| `srpo.a` | `false` | `true`, `false` |", "srpo.a", True)
     assert not documents("| `0.5` | `srpo.a` |", "srpo.a", 0.5)
     assert not documents("| `srpo.ab` | `0.5` |", "srpo.a", 0.5)
+    assert documents("| `srpo.a` | `[1, 5]` | x", "srpo.a", [1, 5])
+    assert not documents("| `srpo.a` | `[1, 5, 10]` | x", "srpo.a", [1, 5])
 
 
 # --- composition on stock veRL ---------------------------------------------------------------------------------------

@@ -1,0 +1,161 @@
+"""How much memory of one GPU a run needs: an estimate by formula, nothing measured.
+
+R ranks share a shard group (`fsdp_size`, else all GPUs), P parameters, T tokens of a micro-batch, H hidden size, V
+vocabulary, b bytes of the computing precision (`mixed_precision.param_dtype`, 2 for bf16), s bytes of the master
+weights (`model_dtype`, 4 for fp32). A GPU holds in each phase of a step:
+
+    rollout   master sP/R + Adam 2sP/R + teacher 4P/R + the rollout engine's share + weight sync + FIXED
+    teacher   the same without the engine; gathered units; a layer's tensors; logits bTV
+    update    the same, without a teacher kept on the CPU; gradients sP/R; gathered units; checkpoints bTHL over L
+              layers; one layer recomputed; logits bTV
+
+Logits exist once, for response tokens only: their memory takes their gradient (`functional.token_losses`). All T
+tokens are counted as response. Gathered units are the root unit (embeddings and head) and two layers, in b bytes; an
+update adds the root unit's gradient in fp32 on its way to the shards. Weight sync is veRL's bucket and the largest
+tensor in s bytes. Offloads take the master weights and Adam's states off the rollout and teacher phases (veRL brings
+both back for an update), `srpo.teacher.cpu_offload` takes the teacher off the rollout and the update. LoRA is counted
+as full training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from scripts.models import ModelFacts
+from srpo_verl.config.schema import SrpoConfig
+
+GIB = 2**30
+
+FIXED_GIB = 5.0
+"""CUDA context, NCCL buffers, kernels' workspaces, chunks of logits in fp32, fragmentation, and what a sleeping engine
+keeps."""
+
+BYTES = {"fp32": 4, "float32": 4, "fp16": 2, "float16": 2, "bf16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a training step: what lies on a GPU at its peak, in GiB."""
+
+    name: str
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def estimate(config: DictConfig, srpo: SrpoConfig, facts: ModelFacts, device_gib: float) -> list[Phase]:
+    """The phases of a training step of a composed configuration.
+
+    Args:
+        config: the composed configuration. srpo: its checked `srpo` group.
+        facts: of the model. device_gib: memory of one GPU, of which the rollout engine takes a share.
+    """
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    fsdp = actor.fsdp_config
+    ranks = shard_ranks(config)
+    master = _bytes(fsdp.get("model_dtype")) or 4
+    compute = _bytes(OmegaConf.select(fsdp, "mixed_precision.param_dtype")) or 2
+
+    def shard(bytes_per_parameter: float) -> float:
+        return facts.parameters * bytes_per_parameter / ranks / GIB
+
+    student = {"student": shard(master), "adam": shard(2 * master)}
+    offloaded = {"student": fsdp.param_offload, "adam": fsdp.optimizer_offload}
+    resident = {name: 0.0 if offloaded[name] else size for name, size in student.items()}
+    teacher = shard(4) if srpo.needs_teacher_copy else 0.0
+    kept = 0.0 if srpo.teacher.cpu_offload else teacher
+    gathered = compute * (facts.embedding_parameters + 2 * facts.layer_parameters) / GIB
+    tokens = micro_batch_tokens(config)
+    checkpoints = facts.layers if config.actor_rollout_ref.model.enable_gradient_checkpointing else 0
+    recomputed = 1 if checkpoints else facts.layers
+
+    phases = [
+        Phase(
+            "rollout",
+            {
+                **resident,
+                "teacher": kept,
+                "engine": rollout.gpu_memory_utilization * device_gib,
+                "weight sync": rollout.checkpoint_engine.update_weights_bucket_megabytes / 1024
+                + master * facts.vocab * facts.hidden / GIB,
+                "fixed": FIXED_GIB,
+            },
+        )
+    ]
+    if srpo.uses_teacher:
+        longest = max(srpo.demonstration.max_prompt_tokens + config.data.max_response_length, _score_tokens(config))
+        phases.append(
+            Phase(
+                "teacher",
+                {
+                    **resident,
+                    "teacher": teacher,
+                    "gathered": gathered,
+                    "layer": _layer_gib(facts, longest, compute),
+                    "logits": compute * longest * facts.vocab / GIB,
+                    "fixed": FIXED_GIB,
+                },
+            )
+        )
+    phases.append(
+        Phase(
+            "update",
+            {
+                **student,
+                "teacher": kept,
+                "gradients": shard(master),
+                "gathered": gathered + 4 * facts.embedding_parameters / GIB,
+                "checkpoints": compute * tokens * facts.hidden * checkpoints / GIB,
+                "layer": recomputed * _layer_gib(facts, tokens, compute),
+                "logits": compute * tokens * facts.vocab / GIB,
+                "fixed": FIXED_GIB,
+            },
+        )
+    )
+    return phases
+
+
+def engine_needs(config: DictConfig, facts: ModelFacts) -> float:
+    """Least GiB of a rollout engine: bf16 weights of its share, and keys and values of one longest sequence."""
+    ranks = config.actor_rollout_ref.rollout.tensor_model_parallel_size
+    tokens = config.data.max_prompt_length + config.data.max_response_length
+    return (2 * facts.parameters + tokens * facts.kv_bytes_per_token) / ranks / GIB
+
+
+def shard_ranks(config: DictConfig) -> int:
+    """Ranks over which FSDP spreads the weights."""
+    size = config.actor_rollout_ref.actor.fsdp_config.fsdp_size
+    return size if size > 0 else config.trainer.n_gpus_per_node * config.trainer.nnodes
+
+
+def micro_batch_tokens(config: DictConfig) -> int:
+    """Tokens of the largest micro-batch of an update; one sequence never fits less than itself."""
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    actor = config.actor_rollout_ref.actor
+    if actor.use_dynamic_bsz:
+        return max(longest, actor.ppo_max_token_len_per_gpu)
+    return longest * actor.ppo_micro_batch_size_per_gpu
+
+
+def _score_tokens(config: DictConfig) -> int:
+    rollout = config.actor_rollout_ref.rollout
+    return rollout.log_prob_max_token_len_per_gpu if rollout.log_prob_use_dynamic_bsz else 0
+
+
+def _layer_gib(facts: ModelFacts, tokens: int, compute: int) -> float:
+    """What one decoder layer keeps for its backward pass; the norms work in fp32.
+
+    Per token: two norms (input, fp32, output) and two residuals, queries, keys and values before and after norm and
+    rotation, the attention's output, and four tensors as wide as the feed-forward part.
+    """
+    width = 10 * facts.hidden + 4 * (facts.heads + facts.kv_heads) * facts.head_dim + 4 * facts.intermediate
+    return compute * tokens * width / GIB
+
+
+def _bytes(dtype: Any) -> int | None:
+    return None if dtype is None else BYTES[str(dtype).removeprefix("torch.")]

@@ -1,0 +1,102 @@
+"""Running cells one after the other: what has finished is left alone, what was cut off goes on, failures are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.runner import end_session
+
+ROOT = Path(__file__).resolve().parents[1]
+FINISHED = "finished.json"
+CHECKPOINT = Path("checkpoints") / "latest_checkpointed_iteration.txt"
+
+
+class OtherSettings(ValueError):
+    """The folder holds a finished run with other settings."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run: `number` counts from 1, and grows where there is a checkpoint to go on from."""
+
+    folder: Path
+    number: int
+
+    @property
+    def logs(self) -> Path:
+        """Root of veRL's file logger, one per attempt: it empties the file it finds."""
+        return self.folder / "logs" / str(self.number)
+
+    @property
+    def output(self) -> Path:
+        """What the run prints."""
+        return self.folder / f"output-{self.number}.log"
+
+    @property
+    def override(self) -> str:
+        """Takes the log's root to every process of the run, on a Ray cluster started elsewhere as well."""
+        return f"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_ROOT={self.logs}"
+
+
+def next_attempt(folder: Path) -> Attempt:
+    """The attempt that starts now. Without a checkpoint the run begins anew, and so does its log."""
+    numbers = [int(path.name) for path in (folder / "logs").glob("[0-9]*")]
+    last = max(numbers, default=0)
+    return Attempt(folder, last + 1 if last == 0 or (folder / CHECKPOINT).is_file() else last)
+
+
+def is_finished(folder: Path, settings: Sequence[str]) -> bool:
+    """Whether the folder holds a finished run of these very settings.
+
+    Raises:
+        OtherSettings: it holds one of other settings.
+    """
+    record = folder / FINISHED
+    if not record.is_file():
+        return False
+    found = json.loads(record.read_text())["settings"]
+    if found != list(settings):
+        changed = sorted(set(found) ^ set(settings))
+        raise OtherSettings(f"{folder} holds a finished run with other settings ({', '.join(changed)}); set --out")
+    return True
+
+
+def run(command: Sequence[str], folder: Path, settings: Sequence[str]) -> int:
+    """Run a launch command in a session of its own and return its exit status; record it where that is 0.
+
+    `python` is this process's own. However this process ends, the run's processes end with it: one that keeps a GPU's
+    memory would fail the next run.
+    """
+    attempt = next_attempt(folder)
+    attempt.logs.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    with attempt.output.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, attempt.override],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
+            start_new_session=True,
+        )
+        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+        try:
+            status = process.wait()
+        finally:
+            end_session(process)
+            signal.signal(signal.SIGTERM, previous)
+    if status == 0:
+        record = {"settings": list(settings), "seconds_of_last_attempt": round(time.time() - started)}
+        # Written whole or not at all, so that a run that was cut off is never taken for a finished one.
+        part = folder / f"{FINISHED}.part"
+        part.write_text(json.dumps(record, indent=2) + "\n")
+        part.replace(folder / FINISHED)
+    return status
