@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-science test test-slow lint format doctor clean
+.PHONY: help setup demo demo-science test test-slow lint format bench doctor clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,10 @@ lint: $(INSTALLED) ## ruff and mypy
 format: $(INSTALLED) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## time and memory of the kernels and of the update, on an idle machine
+	$(BIN)/python -m scripts.bench_kernels $(ARGS)
+	$(BIN)/python -W ignore -m scripts.bench_step $(ARGS)
 
 doctor: $(INSTALLED) ## is everything in place for a run?
 	$(BIN)/python -W ignore -m srpo_verl.doctor

@@ -40,20 +40,37 @@ def pick(index: torch.Tensor | None, tokens: slice) -> Rows:
     return tokens if index is None else index[tokens]
 
 
+def part_of(rows: Rows, part: slice) -> Rows:
+    """Some of the rows."""
+    return slice(rows.start + part.start, rows.start + part.stop) if isinstance(rows, slice) else rows[part]
+
+
+def entries(logits_MV: torch.Tensor, rows: Rows, ids_CK: torch.Tensor) -> torch.Tensor:
+    """Single logits, in the accumulation dtype: (C, K)."""
+    picked_CK = logits_MV[rows].gather(1, ids_CK) if isinstance(rows, slice) else logits_MV[rows[:, None], ids_CK]
+    return picked_CK.to(accumulation_dtype(logits_MV.dtype))
+
+
 def scratch(logits_MV: torch.Tensor, num_rows: int) -> torch.Tensor:
     """Room for the logits of one chunk in the accumulation dtype, for all chunks of a pass."""
     dtype = accumulation_dtype(logits_MV.dtype)
     return torch.empty(num_rows, logits_MV.shape[1], dtype=dtype, device=logits_MV.device)
 
 
-def load(logits_MV: torch.Tensor, rows: Rows, out_CV: torch.Tensor) -> torch.Tensor:
-    """Copy the rows' logits to the first rows of `out_CV` and return these, (C, V) and free to overwrite."""
+def load(
+    logits_MV: torch.Tensor, rows: Rows, out_CV: torch.Tensor, minus_C: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Copy the rows' logits, less a number per row, to the first rows of `out_CV`; return these, free to overwrite."""
+    out_CV = out_CV[: rows.stop - rows.start if isinstance(rows, slice) else len(rows)]
     if isinstance(rows, slice):
-        return out_CV[: rows.stop - rows.start].copy_(logits_MV[rows])
-    out_CV = out_CV[: len(rows)]
-    if logits_MV.dtype == out_CV.dtype:
-        return torch.index_select(logits_MV, 0, rows, out=out_CV)
-    return out_CV.copy_(logits_MV.index_select(0, rows))
+        if minus_C is not None and logits_MV.dtype == out_CV.dtype:
+            return torch.sub(logits_MV[rows], minus_C[:, None], out=out_CV)
+        out_CV.copy_(logits_MV[rows])
+    elif logits_MV.dtype == out_CV.dtype:
+        torch.index_select(logits_MV, 0, rows, out=out_CV)
+    else:
+        out_CV.copy_(logits_MV.index_select(0, rows))
+    return out_CV if minus_C is None else out_CV.sub_(minus_C[:, None])
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -20,6 +20,8 @@ from srpo_verl.algos.chunks import (
 
 # The blocks of `_topk`: the maxima cost V / BLOCK_SIZE candidates, the chosen blocks K * BLOCK_SIZE.
 BLOCK_SIZE = 64
+# Tokens whose candidates are in memory at once.
+TOPK_ROWS = 64
 
 
 @torch.no_grad()
@@ -49,7 +51,7 @@ def topk_support(
         raise ValueError(f"k must be between 1 and V={vocab_size} (None: full vocabulary), got {k}")
     ids_NK = torch.empty(num_tokens, k, dtype=torch.int64, device=student_logits_MV.device)
     largest_N = torch.empty(num_tokens, dtype=student_logits_MV.dtype, device=student_logits_MV.device)
-    for tokens in token_chunks(num_tokens, rows_per_chunk(vocab_size, student_logits_MV.device, None)):
+    for tokens in token_chunks(num_tokens, TOPK_ROWS):
         largest_N[tokens], ids_NK[tokens] = _topk(student_logits_MV[pick(positions_N, tokens)], k)
     raise_on_bad_row("student_logits", largest_N)  # topk ranks NaN above every number
     return ids_NK

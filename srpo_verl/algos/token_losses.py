@@ -26,13 +26,18 @@ from srpo_verl.algos.chunks import (
     check_positions,
     check_support,
     check_temperature_and_chunk,
+    entries,
     load,
+    part_of,
     pick,
     raise_on_bad_row,
     rows_per_chunk,
     scratch,
     token_chunks,
 )
+
+# Entries of the supports of one block.
+BLOCK_ELEMENTS = 2**18
 
 
 class TokenLosses(NamedTuple):
@@ -116,6 +121,7 @@ def token_losses(
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     full_support = support_SK.shape[1] == vocab_size
+    chunk_rows = rows_per_chunk(vocab_size, student_logits_MV.device, chunk_size)
     plan = _Plan(
         positions_N=positions_N,
         plain_P=plain,
@@ -127,7 +133,8 @@ def token_losses(
         needs_rest=not full_support and (tail or labels_N is not None or with_entropy),
         temperature=temperature,
         with_entropy=with_entropy,
-        chunk_rows=rows_per_chunk(vocab_size, student_logits_MV.device, chunk_size),
+        chunk_rows=chunk_rows,
+        block_rows=max(chunk_rows, BLOCK_ELEMENTS // support_SK.shape[1]),
         inplace_backward=inplace_backward,
     )
     return TokenLosses(
@@ -164,17 +171,24 @@ class _Plan:
     temperature: float
     with_entropy: bool
     chunk_rows: int
+    """Tokens whose logits are cast up together: they go through the caches once."""
+    block_rows: int
+    """Tokens whose supports are worked on together: few calls for what is small."""
     inplace_backward: bool
 
     def plain(self) -> Iterator[Rows]:
-        """Tokens without a divergence, chunk by chunk."""
-        for chunk in token_chunks(self.num_plain, self.chunk_rows):
-            yield pick(self.plain_P, chunk)
+        """Tokens without a divergence, block by block."""
+        for block in token_chunks(self.num_plain, self.block_rows):
+            yield pick(self.plain_P, block)
 
     def distilled(self) -> Iterator[tuple[Rows, slice]]:
-        """(tokens with a divergence, their rows in the support), chunk by chunk."""
-        for chunk in token_chunks(self.num_distilled, self.chunk_rows):
-            yield pick(self.distilled_S, chunk), chunk
+        """(tokens with a divergence, their rows in the support), block by block."""
+        for block in token_chunks(self.num_distilled, self.block_rows):
+            yield pick(self.distilled_S, block), block
+
+    def chunks(self, num_rows: int) -> Iterator[slice]:
+        """The parts of a block whose logits are cast up together."""
+        return token_chunks(num_rows, self.chunk_rows)
 
     def scratch(self, logits_MV: torch.Tensor) -> torch.Tensor:
         return scratch(logits_MV, min(self.chunk_rows, max(self.num_plain, self.num_distilled)))
@@ -224,30 +238,21 @@ class _TokenLosses(torch.autograd.Function):
 
         if labels_N is not None or plan.with_entropy:
             for tokens in plan.plain():
-                logits_CV = load(logits_MV, plan.rows(tokens), room_CV)
-                shift_C = logits_CV.amax(dim=-1)
-                label_C = None if labels_N is None else logits_CV.gather(1, labels_N[tokens, None])[:, 0]
-                logits_CV.sub_(shift_C[:, None])
-                lse_C, entropy_C = _sweep_(_scaled_(logits_CV, temperature), plan.with_entropy)
-                if label_C is not None:
+                rows = plan.rows(tokens)
+                shift_C, lse_C, entropy_C = _sweep(logits_MV, rows, None, plan, room_CV)
+                shift_N[tokens], lse_N[tokens], finite_N[tokens] = shift_C, lse_C, shift_C
+                if labels_N is not None:
+                    label_C = entries(logits_MV, rows, labels_N[tokens, None])[:, 0]
                     log_probs_N[tokens] = (label_C - shift_C) / temperature - lse_C
                 if entropy_C is not None:
                     entropy_N[tokens] = entropy_C
-                shift_N[tokens], lse_N[tokens], finite_N[tokens] = shift_C, lse_C, shift_C
 
         for tokens, picked in plan.distilled():
-            ids_CK = support_SK[picked].long()
-            logits_CV = load(logits_MV, plan.rows(tokens), room_CV)
-            label_C = None if labels_N is None else logits_CV.gather(1, labels_N[tokens, None])[:, 0]
-            logits_CK, shift_C = _support_logits(logits_CV, ids_CK, temperature)
+            rows, ids_CK = plan.rows(tokens), support_SK[picked].long()
+            logits_CK, shift_C = _support_logits(logits_MV, rows, ids_CK, temperature)
             rest_lse_C = rest_entropy_C = None
             if plan.needs_rest:
-                logits_CV.scatter_(1, ids_CK, -math.inf)
-                # The largest logit may be off the support; where nothing is, or it is infinite, sum as it stands.
-                max_C = logits_CV.amax(dim=-1)
-                max_C = max_C.masked_fill(torch.isinf(max_C), 0.0)
-                logits_CV.sub_(max_C[:, None])
-                rest_lse_C, rest_entropy_C = _sweep_(_scaled_(logits_CV, temperature), plan.with_entropy)
+                max_C, rest_lse_C, rest_entropy_C = _sweep(logits_MV, rows, ids_CK, plan, room_CV)
                 rest_lse_C += (max_C - shift_C) / temperature
                 lse_N[tokens] = rest_lse_C
             log_p_CJ, lse_C = student_buckets(logits_CK, rest_lse_C if plan.has_tail else None)
@@ -256,7 +261,8 @@ class _TokenLosses(torch.autograd.Function):
             divergence_N[tokens] = bucket_divergence(log_p_CJ, log_q_CJ, plan.alpha).clamp_(min=0.0)
             lse_C = _complete(lse_C, rest_lse_C, plan.has_tail)
             shift_N[tokens], finite_N[tokens] = shift_C, lse_C
-            if label_C is not None:
+            if labels_N is not None:
+                label_C = entries(logits_MV, rows, labels_N[tokens, None])[:, 0]
                 log_probs_N[tokens] = (label_C - shift_C) / temperature - lse_C
             if plan.with_entropy:
                 # Chain rule of the entropy: the support's tokens and the rest as one bucket, then within the rest.
@@ -288,22 +294,17 @@ class _TokenLosses(torch.autograd.Function):
         room_CV = plan.scratch(logits_MV)
 
         for tokens in plan.plain():
-            rows, g_C = plan.rows(tokens), g_N[tokens]
-            grad_CV = load(logits_MV, rows, _room(grad_MV, rows, room_CV))
-            log_factor_C = _shares_(grad_CV, shift_N[tokens], lse_N[tokens], plan.temperature, h_N is None)
-            if h_N is None:
-                grad_CV.mul_((-g_C * log_factor_C.exp())[:, None])
-            else:
-                _entropy_gradient_(grad_CV, log_factor_C, -g_C, h_N[tokens], entropy_N[tokens])
-            if labels_N is not None:
-                grad_CV.scatter_add_(1, labels_N[tokens, None], g_C[:, None])
-            _write(grad_MV, rows, grad_CV)
+            g_C = g_N[tokens]
+            plain = _Sweep(shift_N[tokens], lse_N[tokens], -g_C, plan.temperature)
+            if h_N is not None:
+                plain.entropy(h_N[tokens], entropy_N[tokens])
+            labels_C = None if labels_N is None else labels_N[tokens]
+            _write_gradient(logits_MV, grad_MV, plan.rows(tokens), plan, room_CV, plain, labels_C, g_C)
 
-        for tokens, chunk in plan.distilled():
-            rows, picked, g_C = plan.rows(tokens), pick(picks, chunk), g_N[tokens]
+        for tokens, block in plan.distilled():
+            rows, picked, g_C = plan.rows(tokens), pick(picks, block), g_N[tokens]
             ids_CK = support_SK[picked].long()
-            grad_CV = load(logits_MV, rows, _room(grad_MV, rows, room_CV))
-            logits_CK, shift_C = _support_logits(grad_CV, ids_CK, plan.temperature)
+            logits_CK, shift_C = _support_logits(logits_MV, rows, ids_CK, plan.temperature)
             rest_lse_C = lse_N[tokens] if plan.needs_rest else None
             log_p_CJ, lse_C = student_buckets(logits_CK, rest_lse_C if plan.has_tail else None)
             log_q_CJ, _ = teacher_buckets(teacher_log_probs_SK[picked], log_p_CJ, plan.has_tail)
@@ -316,48 +317,24 @@ class _TokenLosses(torch.autograd.Function):
             support_CK = bucket_CJ[:, : ids_CK.shape[1]] - g_C[:, None] * log_p_CK.exp()
             if h_N is not None:
                 support_CK -= h_N[tokens, None] * (_p_log_p(log_p_CK) + log_p_CK.exp() * entropy_N[tokens, None])
-            if rest_lse_C is None:
-                grad_CV.zero_()
-            else:
+            sweep = None
+            if rest_lse_C is not None:
                 log_rest_C = rest_lse_C - lse_C
                 rest_C = -g_C * log_rest_C.exp() + (bucket_CJ[:, -1] if plan.has_tail else 0.0)
-                log_factor_C = _shares_(grad_CV, shift_C, rest_lse_C, plan.temperature, h_N is None)
-                if h_N is None:
-                    grad_CV.mul_((rest_C * log_factor_C.exp())[:, None])
-                else:
-                    _entropy_gradient_(
-                        grad_CV, log_factor_C, rest_C, h_N[tokens], entropy_N[tokens], log_rest_C=log_rest_C
-                    )
-            grad_CV.scatter_(1, ids_CK, support_CK)
-            if labels_N is not None:
-                grad_CV.scatter_add_(1, labels_N[tokens, None], g_C[:, None])
-            _write(grad_MV, rows, grad_CV)
+                sweep = _Sweep(shift_C, rest_lse_C, rest_C, plan.temperature)
+                if h_N is not None:
+                    # log p = log share + log p_rest
+                    sweep.entropy(h_N[tokens] * log_rest_C.exp(), entropy_N[tokens] + log_rest_C.clamp(min=LOG_ZERO))
+            labels_C = None if labels_N is None else labels_N[tokens]
+            _write_gradient(logits_MV, grad_MV, rows, plan, room_CV, sweep, labels_C, g_C, ids_CK, support_CK)
         return grad_MV, None, None, None, None
 
 
-def _scaled_(logits_CV: torch.Tensor, temperature: float) -> torch.Tensor:
-    return logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
-
-
-def _sweep_(logits_CV: torch.Tensor, with_entropy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(logsumexp, entropy of the softmax in nats) of rows whose largest entry is 0; the logits are lost.
-
-    Rows of nothing but -inf give (-inf, 0).
-    """
-    if not with_entropy:
-        return logits_CV.exp_().sum(dim=-1).log_(), None
-    mass_CV = logits_CV.exp()
-    total_C = mass_CV.sum(dim=-1)
-    # nansum: 0 * -inf counts as 0.
-    mean_C = mass_CV.mul_(logits_CV).nansum(dim=-1) / total_C
-    return total_C.log(), (total_C.log() - mean_C).masked_fill_(total_C == 0.0, 0.0)
-
-
 def _support_logits(
-    logits_CV: torch.Tensor, ids_CK: torch.Tensor, temperature: float
+    logits_MV: torch.Tensor, rows: Rows, ids_CK: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(shifted and scaled logits of the support, the shift): the largest logit of the support; 0 where not finite."""
-    logits_CK = logits_CV.gather(1, ids_CK)
+    logits_CK = entries(logits_MV, rows, ids_CK)
     shift_C = logits_CK.amax(dim=-1)
     shift_C = shift_C.masked_fill(~torch.isfinite(shift_C), 0.0)
     return logits_CK.sub_(shift_C[:, None]).div_(temperature), shift_C
@@ -370,57 +347,108 @@ def _complete(lse_C: torch.Tensor, rest_lse_C: torch.Tensor | None, has_tail: bo
 
 def _p_log_p(log_p: torch.Tensor) -> torch.Tensor:
     """p log p, 0 where p is 0."""
-    return log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)
+    return log_p.exp() * log_p.clamp(min=LOG_ZERO)
 
 
-def _shares_(
-    logits_CV: torch.Tensor, shift_C: torch.Tensor, lse_C: torch.Tensor, temperature: float, exponentiate: bool
-) -> torch.Tensor:
-    """Turn logits into the (log-)softmax of their sweep, but for a factor per row, whose logarithm is returned.
+def _sweep(
+    logits_MV: torch.Tensor, rows: Rows, without_CK: torch.Tensor | None, plan: _Plan, room_CV: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(the largest logit, the logsumexp less the largest logit, the entropy if asked for) of a block, chunk by chunk.
 
-    shift + lse rounds where logits are large; the factor makes up for it, so that one subtraction suffices.
+    With ids `without_CK` these entries are left out, and where nothing is left, or what is left is infinite, 0 stands
+    for the largest logit. Rows of nothing but -inf give (-inf, 0) then.
     """
-    lse_C = lse_C.masked_fill(lse_C == -math.inf, 0.0)
-    if temperature == 1.0:
-        center_C = shift_C + lse_C
-        logits_CV.sub_(center_C[:, None])
-        log_factor_C = (center_C - shift_C) - lse_C
-    else:
-        logits_CV.sub_(shift_C[:, None]).div_(temperature).sub_(lse_C[:, None])
-        log_factor_C = torch.zeros_like(lse_C)
-    if exponentiate:
-        logits_CV.exp_()
-    return log_factor_C
+    count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+    max_C = torch.empty(count, dtype=room_CV.dtype, device=room_CV.device)
+    total_C, mean_C = torch.empty_like(max_C), torch.zeros_like(max_C)
+    for part in plan.chunks(count):
+        logits_CV = load(logits_MV, part_of(rows, part), room_CV)
+        if without_CK is not None:
+            logits_CV.scatter_(1, without_CK[part], -math.inf)
+        part_max_C = logits_CV.amax(dim=-1)
+        if without_CK is not None:
+            part_max_C.masked_fill_(torch.isinf(part_max_C), 0.0)
+        logits_CV.sub_(part_max_C[:, None])
+        if plan.temperature != 1.0:
+            logits_CV.div_(plan.temperature)
+        if plan.with_entropy:
+            mass_CV = logits_CV.exp()
+            total_C[part] = mass_CV.sum(dim=-1)
+            # nansum: 0 * -inf counts as 0.
+            mean_C[part] = mass_CV.mul_(logits_CV).nansum(dim=-1)
+        else:
+            total_C[part] = logits_CV.exp_().sum(dim=-1)
+        max_C[part] = part_max_C
+    lse_C = total_C.log()
+    entropy_C = (lse_C - mean_C / total_C).masked_fill_(total_C == 0.0, 0.0) if plan.with_entropy else None
+    return max_C, lse_C, entropy_C
 
 
-def _entropy_gradient_(
-    log_share_CV: torch.Tensor,
-    log_factor_C: torch.Tensor,
-    coefficient_C: torch.Tensor,
-    h_C: torch.Tensor,
-    entropy_C: torch.Tensor,
-    log_rest_C: torch.Tensor | None = None,
+class _Sweep:
+    """How a block's logits become the gradient share_v * (coefficient - h (log share_v + entropy)).
+
+    share = exp((z - shift) / temperature - lse). shift + lse rounds where logits are large; a factor per row makes up
+    for it, so that one subtraction suffices where there is no temperature.
+    """
+
+    def __init__(self, shift_C: torch.Tensor, lse_C: torch.Tensor, coefficient_C: torch.Tensor, temperature: float):
+        # Where the sweep is empty all its logits are -inf, and so are the shares' logarithms whatever is subtracted.
+        self.lse_C = lse_C.masked_fill(lse_C == -math.inf, 0.0)
+        self.temperature, self.coefficient_C = temperature, coefficient_C
+        self.center_C = shift_C + self.lse_C if temperature == 1.0 else shift_C
+        self.log_factor_C = (self.center_C - shift_C) - self.lse_C
+        self.h_C: torch.Tensor | None = None
+        if temperature == 1.0:
+            self.scale_C = coefficient_C * self.log_factor_C.exp()
+        else:
+            self.scale_C = coefficient_C
+
+    def entropy(self, h_C: torch.Tensor, entropy_C: torch.Tensor) -> None:
+        """Add the gradient of the entropy."""
+        self.h_C, self.entropy_C = h_C, entropy_C
+
+    def gradient(self, logits_MV: torch.Tensor, rows: Rows, part: slice, room_CV: torch.Tensor) -> torch.Tensor:
+        """Of one chunk, in the memory of `room_CV`."""
+        grad_CV = load(logits_MV, rows, room_CV, self.center_C[part])
+        if self.temperature != 1.0:
+            grad_CV.div_(self.temperature).sub_(self.lse_C[part, None])
+        if self.h_C is None:
+            return grad_CV.exp_().mul_(self.scale_C[part, None])
+        if self.temperature == 1.0:
+            grad_CV.add_(self.log_factor_C[part, None])
+        grad_CV.clamp_(min=LOG_ZERO)
+        share_CV = grad_CV.exp()
+        grad_CV.add_(self.entropy_C[part, None]).mul_(-self.h_C[part, None])
+        return grad_CV.add_(self.coefficient_C[part, None]).mul_(share_CV)
+
+
+def _write_gradient(
+    logits_MV: torch.Tensor,
+    grad_MV: torch.Tensor,
+    rows: Rows,
+    plan: _Plan,
+    room_CV: torch.Tensor,
+    sweep: _Sweep | None,
+    labels_C: torch.Tensor | None,
+    g_C: torch.Tensor,
+    ids_CK: torch.Tensor | None = None,
+    support_CK: torch.Tensor | None = None,
 ) -> None:
-    """Turn log-shares into share * (coefficient - h p_rest (log p + H)), where p = share * p_rest."""
-    # A finite stand-in for log 0: its share is 0 as well, and no upstream gradient makes it infinite.
-    log_share_CV.add_(log_factor_C[:, None]).clamp_(min=LOG_ZERO)
-    share_CV = log_share_CV.exp()
-    if log_rest_C is not None:
-        h_C, entropy_C = h_C * log_rest_C.exp(), entropy_C + log_rest_C.clamp(min=torch.finfo(h_C.dtype).min / 4)
-    log_share_CV.add_(entropy_C[:, None]).mul_(-h_C[:, None]).add_(coefficient_C[:, None]).mul_(share_CV)
-
-
-def _room(grad_MV: torch.Tensor, rows: Rows, room_CV: torch.Tensor) -> torch.Tensor:
-    """Where to compute the rows' gradient: where it belongs if that is possible, else in the scratch memory."""
-    return grad_MV[rows] if isinstance(rows, slice) and grad_MV.dtype == room_CV.dtype else room_CV
-
-
-def _write(grad_MV: torch.Tensor, rows: Rows, values_CV: torch.Tensor) -> None:
-    """Write the rows' gradient, unless it was computed where it belongs."""
-    if not isinstance(rows, slice):
-        grad_MV.index_copy_(0, rows, values_CV.to(grad_MV.dtype))
-    elif grad_MV.dtype != values_CV.dtype:
-        grad_MV[rows] = values_CV
+    """The gradient of a block: the sweep (None: 0), the support's entries in its place, g added at the labels."""
+    for part in plan.chunks(len(g_C)):
+        here = part_of(rows, part)
+        # Where it belongs, if that can be computed in place.
+        in_place = isinstance(here, slice) and grad_MV.dtype == room_CV.dtype
+        out_CV = grad_MV[here] if in_place else room_CV[: part.stop - part.start]
+        grad_CV = out_CV.zero_() if sweep is None else sweep.gradient(logits_MV, here, part, out_CV)
+        if ids_CK is not None and support_CK is not None:
+            grad_CV.scatter_(1, ids_CK[part], support_CK[part])
+        if labels_C is not None:
+            grad_CV.scatter_add_(1, labels_C[part, None], g_C[part, None])
+        if isinstance(here, torch.Tensor):
+            grad_MV.index_copy_(0, here, grad_CV.to(grad_MV.dtype))
+        elif not in_place:
+            grad_MV[here] = grad_CV
 
 
 def _without_idle_tokens(

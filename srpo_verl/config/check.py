@@ -10,7 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from srpo_verl.config.schema import SrpoConfig, parse
+from srpo_verl.config.schema import SrpoConfig, default_values, parse
 from srpo_verl.errors import ConfigError
 
 TRAINER_MODE = "srpo"
@@ -47,6 +47,9 @@ def check_run(config: DictConfig) -> SrpoConfig:
         raise ConfigError("srpo", None, "the group is missing; compose with --config-path pkg://srpo_verl.config")
     srpo = parse(config.srpo)
     _check_hooks(config)
+    _check_budget(config, srpo)
+    _check_lora(config)
+    _check_ulysses(config)
     if srpo.uses_teacher:
         _check_teacher_side(config, srpo)
     return srpo
@@ -86,18 +89,6 @@ def _check_hooks(config: DictConfig) -> None:
 def _check_teacher_side(config: DictConfig, srpo: SrpoConfig) -> None:
     why = f"srpo.routing={srpo.routing} distils from logits"
     _require(config, "actor_rollout_ref.model.use_fused_kernels", False, f"{why}, which fused kernels do not return")
-    _require(
-        config,
-        "actor_rollout_ref.actor.ulysses_sequence_parallel_size",
-        1,
-        f"{why} of whole sequences; sequence parallelism is not supported with a teacher",
-    )
-    _require(
-        config, "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size", 1, "as for the actor's own key"
-    )
-    for key in ("actor_rollout_ref.model.lora_rank", "actor_rollout_ref.model.lora.rank"):
-        if OmegaConf.select(config, key) not in (None, 0):
-            raise ConfigError(key, OmegaConf.select(config, key), "LoRA is not supported with a teacher; set it to 0")
     _require(config, "distillation.enabled", False, "veRL's own distillation would add a second teacher")
     _require(
         config,
@@ -120,6 +111,61 @@ def _check_teacher_side(config: DictConfig, srpo: SrpoConfig) -> None:
             "srpo.demonstration.max_prompt_tokens",
             limit,
             f"has to exceed data.max_prompt_length={prompt}: the teacher's prompt holds the question and more",
+        )
+
+
+def _check_budget(config: DictConfig, srpo: SrpoConfig) -> None:
+    validates = config.trainer.test_freq > 0 or config.trainer.get("val_before_train", True)
+    if not validates and list(srpo.budget.hours) != default_values()["budget"]["hours"]:
+        raise ConfigError(
+            "srpo.budget.hours",
+            list(srpo.budget.hours),
+            "has no effect without validations; set trainer.test_freq above 0",
+        )
+
+
+def _check_lora(config: DictConfig) -> None:
+    """FSDP reads model.lora_rank; what it would ignore, or cannot hand to the rollout engine, is refused."""
+    rank = OmegaConf.select(config, "actor_rollout_ref.model.lora_rank") or 0
+    other = OmegaConf.select(config, "actor_rollout_ref.model.lora.rank") or 0
+    if other not in (0, rank):
+        raise ConfigError(
+            "actor_rollout_ref.model.lora.rank",
+            other,
+            f"is read by the rollout engine and Megatron, while FSDP trains model.lora_rank={rank}; set only that one",
+        )
+    adapter = OmegaConf.select(config, "actor_rollout_ref.model.lora_adapter_path")
+    if adapter is not None and rank == 0:
+        raise ConfigError(
+            "actor_rollout_ref.model.lora_adapter_path", adapter, "has no effect without model.lora_rank above 0"
+        )
+    merge = "actor_rollout_ref.model.lora.merge"
+    if rank and config.actor_rollout_ref.rollout.name == "hf":
+        _require(config, merge, True, "rollout.name=hf takes merged weights, not adapters")
+    if rank and config.actor_rollout_ref.actor.strategy == "fsdp":
+        # peft looks its modules up under names that FSDP1's wrappers change (tests/verl_ext/test_lora.py).
+        _require(config, merge, True, "with actor.strategy=fsdp no adapter would reach the rollout; or use fsdp2")
+
+
+def _check_ulysses(config: DictConfig) -> None:
+    """Sequence parallelism: veRL cuts the sequence inside flash-attention; any other would see a slice as a whole."""
+    # veRL's engine takes the actor's own key where it is above 1.
+    keys = (f"actor_rollout_ref.actor.{group}ulysses_sequence_parallel_size" for group in ("", "fsdp_config."))
+    size, key = max((OmegaConf.select(config, key) or 1, key) for key in keys)
+    if size <= 1:
+        return
+    ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    if ranks % size:
+        raise ConfigError(key, size, f"has to divide the number of ranks, {ranks}")
+    _require(config, "actor_rollout_ref.model.use_remove_padding", True, f"{key}={size} cuts packed inputs")
+    attention = "actor_rollout_ref.model.override_config.attn_implementation"
+    name = OmegaConf.select(config, attention)
+    if name is not None and not name.startswith("flash_attention"):
+        raise ConfigError(
+            attention,
+            name,
+            f"has to be flash_attention_2 or _3 with {key}={size}: with another attention veRL would silently take "
+            "every slice of a sequence for a whole one (platform=cpu has no flash-attention; set the size to 1 there)",
         )
 
 

@@ -1,9 +1,10 @@
-"""The teacher's weights inside FSDP: building, re-sharding, averaging, saving."""
+"""The teacher's weights inside FSDP: building, re-sharding, averaging, saving. For LoRA see teacher_adapters.py."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.tensor import DTensor
 from verl.trainer.config import CheckpointConfig
-from verl.utils.device import get_device_name
+from verl.utils.device import get_device_name, get_torch_device
 from verl.utils.fsdp_utils import FSDPModule
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine.base import EngineRegistry
@@ -24,6 +25,9 @@ from srpo_verl.verl_ext.engine import TEACHER_TYPE, SrpoEngine
 
 CHECKPOINT_FOLDER = "srpo_teacher"
 """Beside veRL's `actor` folder in global_step_N."""
+
+ADAPTER_FILE = "adapters_world_size_{world_size}_rank_{rank}.pt"
+"""One rank's part of a LoRA run's teacher in that folder; a full teacher has veRL's own files there."""
 
 
 def build_teacher(actor: TrainingWorkerConfig, srpo: SrpoConfig) -> SrpoEngine:
@@ -49,6 +53,7 @@ def build_teacher(actor: TrainingWorkerConfig, srpo: SrpoConfig) -> SrpoEngine:
     return teacher
 
 
+@torch.no_grad()  # where gradients are on, FSDP1 may leave parameters on the gathered memory that it frees
 def reshard(module: torch.nn.Module) -> None:
     """Give every FSDP unit its shards back, the root included.
 
@@ -63,10 +68,27 @@ def reshard(module: torch.nn.Module) -> None:
             unit._handle.reshard(True)
 
 
-def shards(module: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """This rank's part of every parameter, in the module's order. The module has to be sharded at the time."""
-    for parameter in module.parameters():
-        yield parameter.to_local() if isinstance(parameter, DTensor) else parameter.data
+def settle(module: torch.nn.Module) -> None:
+    """Re-shard, and wait for copies: veRL offloads without blocking, and a host read would come too early."""
+    reshard(module)
+    get_torch_device().synchronize()
+
+
+def shards(module: torch.nn.Module, names: Container[str] | None = None) -> Iterator[torch.Tensor]:
+    """This rank's part of every parameter (or of those named), in the module's order.
+
+    The module has to be sharded at the time.
+    """
+    for name, parameter in module.named_parameters():
+        if names is None or name in names:
+            yield parameter.to_local() if isinstance(parameter, DTensor) else parameter.data
+
+
+def relative_distance(teacher: Iterable[torch.Tensor], student: Iterable[torch.Tensor]) -> float:
+    """||theta' - theta|| / ||theta|| over the given tensors of all ranks."""
+    sums = squared_distance(teacher, student).to(get_device_name())
+    dist.all_reduce(sums)
+    return (sums[0] / sums[1]).sqrt().item()
 
 
 class TeacherWeights:
@@ -75,42 +97,59 @@ class TeacherWeights:
     def __init__(self, teacher: SrpoEngine, student: SrpoEngine, srpo: SrpoConfig):
         self.teacher, self.student, self.config = teacher, student, srpo.teacher
 
+    @contextmanager
+    def scoring(self) -> Iterator[SrpoEngine]:
+        """The engine that scores as the teacher."""
+        yield self.teacher
+
     def step(self) -> float:
         """The EMA step of one training step; returns the relative L2 distance to the student afterwards.
 
         Nothing is averaged for a frozen teacher.
         """
-        reshard(self.teacher.module)
-        reshard(self.student.module)
+        settle(self.teacher.module)
+        settle(self.student.module)
         if self.config.kind == "ema":
             ema_step(shards(self.teacher.module), shards(self.student.module), self.config.ema_rate)
-        return self.distance()
-
-    def distance(self) -> float:
-        """||theta' - theta|| / ||theta|| over all parameters of all ranks."""
-        sums = squared_distance(shards(self.teacher.module), shards(self.student.module)).to(get_device_name())
-        dist.all_reduce(sums)
-        return (sums[0] / sums[1]).sqrt().item()
+        return relative_distance(shards(self.teacher.module), shards(self.student.module))
 
     def save(self, actor_path: str, global_step: int, max_to_keep: int | None) -> None:
         """Save beside veRL's actor checkpoint. A frozen teacher is the initial model, so nothing is written."""
         if self.config.kind == "ema":
-            self.teacher.save_checkpoint(_folder(actor_path), global_step=global_step, max_ckpt_to_keep=max_to_keep)
+            self.teacher.save_checkpoint(
+                teacher_folder(actor_path), global_step=global_step, max_ckpt_to_keep=max_to_keep
+            )
 
     def load(self, actor_path: str) -> None:
-        """Restore what `save` wrote. Raises FileNotFoundError where a checkpoint holds no teacher."""
+        """Restore what `save` wrote. Raises FileNotFoundError where that is not there, or a LoRA run's teacher is."""
         if self.config.kind != "ema":
             return
-        folder = _folder(actor_path)
+        folder = teacher_folder(actor_path)
         if not os.path.isdir(folder):
+            raise FileNotFoundError(no_teacher(folder))
+        if holds_adapters(folder):
             raise FileNotFoundError(
-                f"{folder}: this checkpoint holds no EMA teacher, so the average would silently start anew; it was "
-                "written with srpo.routing=none or another trainer. Resume with srpo.teacher.kind=frozen or live, or "
-                "start from the model's weights (trainer.resume_mode=disable)"
+                f"{folder}: this teacher is that of a LoRA run, adapters without a base; resume with the run's "
+                "actor_rollout_ref.model.lora_rank, or start from the model's weights (trainer.resume_mode=disable)"
             )
         self.teacher.load_checkpoint(folder, del_local_after_load=False)
         reshard(self.teacher.module)
 
 
-def _folder(actor_path: Any) -> str:
+def teacher_folder(actor_path: Any) -> str:
+    """Where the teacher of the checkpoint with this actor folder is."""
     return os.path.join(os.path.dirname(os.path.normpath(actor_path)), CHECKPOINT_FOLDER)
+
+
+def holds_adapters(folder: str) -> bool:
+    """Whether a teacher's folder is that of a LoRA run."""
+    return any(name.startswith("adapters_world_size_") for name in os.listdir(folder))
+
+
+def no_teacher(folder: str) -> str:
+    """What to say where a checkpoint has no teacher."""
+    return (
+        f"{folder}: this checkpoint holds no EMA teacher, so the average would silently start anew; it was "
+        "written with srpo.routing=none or another trainer. Resume with srpo.teacher.kind=frozen or live, or "
+        "start from the model's weights (trainer.resume_mode=disable)"
+    )

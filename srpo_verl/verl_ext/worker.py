@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from srpo_verl.verl_ext import engine as srpo_engine
 from srpo_verl.verl_ext.loss import SrpoLoss
 from srpo_verl.verl_ext.nested import like, rows_to_tokens
 from srpo_verl.verl_ext.schema import DISTILL, NUM_SDPO_TOKENS, SDPO_ROW, TEACHER_ENTROPY, WEIGHTS
+from srpo_verl.verl_ext.teacher_adapters import AdapterWeights
 from srpo_verl.verl_ext.teacher_pass import score_rows
 from srpo_verl.verl_ext.teacher_weights import TeacherWeights, build_teacher, reshard
 
@@ -85,8 +87,10 @@ class SrpoWorker(ActorRolloutRefWorker):
         self.actor.srpo = self.srpo
         self.actor.engine.distillation = self.srpo.distillation
         self.actor.set_loss_fn(SrpoLoss(self.loss_fn.keywords["config"], self.srpo))
-        self.teacher_weights: TeacherWeights | None = None
-        if self.srpo.needs_teacher_copy:
+        self.teacher_weights: TeacherWeights | AdapterWeights | None = None
+        if self.srpo.needs_teacher_copy and self.actor.model_config.lora_rank > 0:
+            self.teacher_weights = AdapterWeights(self.actor.engine, self.srpo)
+        elif self.srpo.needs_teacher_copy:
             teacher = build_teacher(self.actor.config, self.srpo)
             teacher.distillation = self.srpo.distillation
             self.teacher_weights = TeacherWeights(teacher, self.actor.engine, self.srpo)
@@ -98,7 +102,9 @@ class SrpoWorker(ActorRolloutRefWorker):
         if self.srpo.uses_teacher:
             started = time.perf_counter()
             tokens = self._score(data) if tu.get_non_tensor_data(data, DISTILL, default=False) else 0
-            metrics["srpo/teacher_forward_tokens"] = self._reduce(tokens, dist.ReduceOp.SUM)
+            # Ranks of one sequence-parallel group hold the same rows.
+            group = self.actor.engine.get_data_parallel_group()
+            metrics["srpo/teacher_forward_tokens"] = self._reduce(tokens, dist.ReduceOp.SUM, group)
             metrics[TEACHER_TIME] = time.perf_counter() - started
         output = super().update_actor(data)
         if self.srpo.uses_teacher:
@@ -114,22 +120,25 @@ class SrpoWorker(ActorRolloutRefWorker):
         return output
 
     def _score(self, data: TensorDict) -> int:
-        engine = self.teacher_weights.teacher if self.teacher_weights else self.actor.engine
         settings = self.actor.engine_config
-        return score_rows(
-            engine,
-            data,
-            max_tokens=settings.infer_max_token_len_per_gpu if settings.use_dynamic_bsz else None,
-            micro_batch_size=settings.infer_micro_batch_size_per_gpu,
-            temperature=float(tu.get_non_tensor_data(data, "temperature", default=1.0)),
-            use_remove_padding=bool(self.actor.model_config.get("use_remove_padding", False)),
-            after_forward=lambda: reshard(engine.module),
-        )
+        max_tokens = None
+        if settings.use_dynamic_bsz:
+            max_tokens = settings.infer_max_token_len_per_gpu * settings.ulysses_sequence_parallel_size
+        with self.teacher_weights.scoring() if self.teacher_weights else nullcontext(self.actor.engine) as engine:
+            return score_rows(
+                engine,
+                data,
+                max_tokens=max_tokens,
+                micro_batch_size=settings.infer_micro_batch_size_per_gpu,
+                temperature=float(tu.get_non_tensor_data(data, "temperature", default=1.0)),
+                use_remove_padding=bool(self.actor.model_config.get("use_remove_padding", False)),
+                after_forward=lambda: reshard(engine.module),
+            )
 
     @staticmethod
-    def _reduce(value: float, operation: Any) -> float:
+    def _reduce(value: float, operation: Any, group: Any = None) -> float:
         tensor = torch.tensor(float(value), dtype=torch.float64, device=get_device_name())
-        dist.all_reduce(tensor, op=operation)
+        dist.all_reduce(tensor, op=operation, group=group)
         return tensor.item()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -144,6 +153,7 @@ class SrpoWorker(ActorRolloutRefWorker):
     def load_checkpoint(
         self, local_path: str, hdfs_path: str | None = None, del_local_after_load: bool = False
     ) -> None:
-        super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
+        # The teacher first: where it does not fit, its message says more than a list of missing keys.
         if self.teacher_weights:
             self.teacher_weights.load(local_path)
+        super().load_checkpoint(local_path, hdfs_path, del_local_after_load)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from srpo_verl.algos.teacher_score import BLOCK_SIZE
 from srpo_verl.functional import score_teacher, topk_support
 from tests.algos.recording import RecordSizes
 
@@ -114,6 +115,128 @@ def test_topk_support_of_the_full_vocabulary():
     logits = random_logits(3, 11)
     assert torch.equal(topk_support(logits, None), torch.arange(11).repeat(3, 1))
     assert torch.equal(topk_support(logits, 11).sort(dim=-1).values, torch.arange(11).repeat(3, 1))
+
+
+# Rows are cut into V // BLOCK_SIZE blocks where these are more than K: V, K on both sides of that, with and without a
+# remainder.
+WIDTH = 40
+BLOCKS = WIDTH * BLOCK_SIZE
+BLOCK_SHAPES = [
+    (BLOCKS, 7),
+    (BLOCKS + 1, 7),
+    (BLOCKS + BLOCK_SIZE - 1, 39),
+    (BLOCKS + 5, 40),
+    (3 * BLOCK_SIZE, 1),
+    (900, 900),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("v", "k"), BLOCK_SHAPES)
+def test_topk_support_finds_what_torch_topk_finds(v, k, dtype):
+    logits = random_logits(5, v, dtype)
+    support = topk_support(logits, k)
+    values = logits.gather(1, support)
+    # Ties (bf16 has many): which of them is chosen is open, so the values are compared, in descending order.
+    assert torch.equal(values, torch.topk(logits, k).values)
+    assert all(len(set(row)) == k for row in support.tolist())
+    if dtype == torch.float64:
+        assert torch.equal(support, torch.topk(logits, k).indices)
+
+
+@pytest.mark.parametrize("column", [0, WIDTH - 1, WIDTH, BLOCKS - 1, BLOCKS, BLOCKS + BLOCK_SIZE - 2])
+def test_topk_support_looks_at_every_column(column):
+    # First and last block, first and last token of a block, first and last of the remainder.
+    logits = random_logits(3, BLOCKS + BLOCK_SIZE - 1)
+    logits[1, column] = 100.0
+    assert int(topk_support(logits, 7)[1, 0]) == column
+
+
+def test_topk_support_of_one_block():
+    # All of the largest tokens in one block (every 40th token), or next to each other in different blocks.
+    for ids in (torch.arange(3, BLOCKS, WIDTH), torch.arange(200, 200 + BLOCK_SIZE)):
+        logits = random_logits(2, BLOCKS + 5)
+        logits[:, ids] += 100.0
+        assert set(topk_support(logits, BLOCK_SIZE // 2)[0].tolist()) < set(ids.tolist())
+
+
+@pytest.mark.parametrize("num_finite", [1, 3, 30])
+@pytest.mark.parametrize("v", [BLOCKS + 5, 200])
+def test_topk_support_of_masked_rows_holds_distinct_ids(v, num_finite):
+    logits = torch.full((4, v), -math.inf)
+    finite = torch.rand(4, v, generator=torch.Generator().manual_seed(1)).topk(num_finite).indices
+    logits.scatter_(1, finite, random_logits(4, num_finite, torch.float32))
+    support = topk_support(logits, 25)
+    assert all(len(set(row)) == 25 for row in support.tolist())
+    assert torch.equal(logits.gather(1, support), torch.topk(logits, 25).values)
+
+
+@pytest.mark.parametrize("column", [0, BLOCKS // 2, BLOCKS - 1, BLOCKS + 4])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_topk_support_finds_a_bad_entry_in_any_block(column, bad):
+    logits = random_logits(5, BLOCKS + 5, torch.bfloat16)
+    logits[3, column] = bad
+    with pytest.raises(ValueError, match=rf"row 3 holds {'NaN' if math.isnan(bad) else r'.inf'} .1 bad rows"):
+        topk_support(logits, 7)
+
+
+# Rows of 31, more than once and in any order; all of them; none.
+POSITIONS = [[30, 2, 2, 0, 17], list(range(31)), []]
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("v", [123, BLOCKS + 3])
+def test_positions_select_rows(v, positions):
+    logits, positions = random_logits(31, v, torch.bfloat16), torch.tensor(positions, dtype=torch.int64)
+    for k in (9, None):
+        support = topk_support(logits, k, positions_N=positions)
+        assert torch.equal(support, topk_support(logits[positions], k))
+        whole = score_teacher(logits[positions], support)
+        for selected, expected in zip(
+            score_teacher(logits, support, positions_N=positions, chunk_size=2), whole, strict=True
+        ):
+            # Rows are independent; a vectorised sum may be split differently for another number of rows.
+            torch.testing.assert_close(selected, expected, atol=1e-6, rtol=0)
+
+
+def test_rows_that_no_position_names_are_not_looked_at():
+    logits = random_logits(4, 12)
+    logits[1] = math.nan
+    positions = torch.tensor([3, 0])
+    for k in (3, None):
+        support = topk_support(logits, k, positions_N=positions)
+        assert all(values.isfinite().all() for values in score_teacher(logits, support, positions_N=positions))
+        bad = torch.tensor([3, 0, 1])
+        with pytest.raises(ValueError, match=r"student_logits.*row 2 holds NaN"):
+            topk_support(logits, k, positions_N=bad)
+        with pytest.raises(ValueError, match=r"teacher_logits.*row 2 holds NaN"):
+            score_teacher(logits, support[[0, 1, 1]], positions_N=bad)
+
+
+def test_positions_make_no_copy_of_the_logits():
+    logits = random_logits(40, 640, torch.bfloat16)
+    positions = torch.arange(39, -1, -1)
+    support = topk_support(logits, 3, positions_N=positions)
+    with RecordSizes() as record:
+        score_teacher(logits, support, positions_N=positions, chunk_size=4)
+    assert record.largest(torch.bfloat16) <= 4 * 640
+    assert record.largest(torch.float32) == 4 * 640
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        (torch.tensor([[0]]), r"positions_N .*\(1, 1\)"),
+        (torch.tensor([0, 4]), r"positions_N .*\[0, 4\).*from 0 to 4"),
+        (torch.tensor([-1, 0]), "positions_N .*from -1 to 0"),
+        (torch.tensor([True, False]), "positions_N .*bool"),
+    ],
+)
+def test_errors_name_the_position(positions, message):
+    with pytest.raises(ValueError, match=message):
+        topk_support(torch.zeros(4, 5), 2, positions_N=positions)
+    with pytest.raises(ValueError, match=message):
+        score_teacher(torch.zeros(4, 5), torch.zeros(2, 1).long(), positions_N=positions)
 
 
 @pytest.mark.parametrize("k", [2, None])

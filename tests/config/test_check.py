@@ -51,12 +51,12 @@ HOOKS = [
     (f"{ACTOR}.loss_agg_mode", "seq-mean-token-mean", "'token-mean'"),
     (f"{ACTOR}.strategy", "megatron", "fsdp or fsdp2"),
 ]
+LORA = [
+    (f"{MODEL}.lora.rank", 8, "set only that one"),
+    (f"{MODEL}.lora_adapter_path", "adapter", "no effect without model.lora_rank"),
+]
 TEACHER_SIDE = [
     (f"{MODEL}.use_fused_kernels", True, "False"),
-    (f"{ACTOR}.ulysses_sequence_parallel_size", 2, "1"),
-    (f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size", 2, "1"),
-    (f"{MODEL}.lora_rank", 8, "set it to 0"),
-    (f"{MODEL}.lora.rank", 8, "set it to 0"),
     ("distillation.enabled", True, "False"),
     ("algorithm.rollout_correction.bypass_mode", True, "False"),
     (f"{ROLLOUT}.multi_turn.enable", True, "False"),
@@ -68,6 +68,12 @@ TEACHER_SIDE = [
 @pytest.mark.parametrize(("key", "value", "remedy"), HOOKS)
 def test_a_hook_of_the_plugin_that_was_replaced(change, name, key, value, remedy):
     """Without any one of them veRL would train something else, and say nothing."""
+    assert remedy in refusal(change(name, **{key: value}), key, value).remedy
+
+
+@pytest.mark.parametrize("name", ["srpo", "grpo"])
+@pytest.mark.parametrize(("key", "value", "remedy"), LORA)
+def test_a_setting_of_lora_that_fsdp_would_ignore(change, name, key, value, remedy):
     assert remedy in refusal(change(name, **{key: value}), key, value).remedy
 
 
@@ -95,6 +101,39 @@ def test_both_versions_of_fsdp(change, strategy):
 def test_the_cpu_sampler_cannot_filter(change, key):
     refusal(change("cpu", **{key: True}), key, True)
     check_run(change("srpo", **{key: True}))  # veRL's own sampler can
+
+
+def test_lora(change):
+    """FSDP reads model.lora_rank; the rollout engine would take another rank from model.lora.rank."""
+    lora = {f"{MODEL}.lora_rank": 8}
+    check_run(change(**lora))
+    check_run(change(**lora, **{f"{MODEL}.lora_adapter_path": "adapter", f"{MODEL}.lora.rank": 8}))
+    refusal(change(**lora, **{f"{MODEL}.lora.rank": 16}), f"{MODEL}.lora.rank", 16)
+
+
+def test_the_cpu_rollout_engine_takes_merged_weights(change):
+    lora = {f"{MODEL}.lora_rank": 8}
+    assert "merged" in refusal(change("cpu", **lora), f"{MODEL}.lora.merge", False).remedy
+    check_run(change("cpu", **lora, **{f"{MODEL}.lora.merge": True}))
+
+
+@pytest.mark.parametrize("group", ["", "fsdp_config."])
+@pytest.mark.parametrize("name", ["srpo", "grpo"])
+def test_ulysses(change, name, group):
+    """What veRL would find out in a worker, or never."""
+    key = f"{ACTOR}.{group}ulysses_sequence_parallel_size"
+    attention, packed = f"{MODEL}.override_config.attn_implementation", f"{MODEL}.use_remove_padding"
+    check_run(change(name, **{key: 4}))
+    check_run(change(name, **{key: 4, attention: "flash_attention_3"}))
+    assert "number of ranks, 8" in refusal(change(name, **{key: 3}), key, 3).remedy
+    assert "packed" in refusal(change(name, **{key: 2, packed: False}), packed, False).remedy
+    assert "silently" in refusal(change(name, **{key: 2, attention: "sdpa"}), attention, "sdpa").remedy
+
+
+def test_fsdp1_sends_merged_weights(change):
+    lora = {f"{MODEL}.lora_rank": 8, f"{ACTOR}.strategy": "fsdp"}
+    assert "or use fsdp2" in refusal(change(**lora), f"{MODEL}.lora.merge", False).remedy
+    check_run(change(**lora, **{f"{MODEL}.lora.merge": True}))
 
 
 def test_feedback_alone_needs_no_sibling(change):
@@ -179,3 +218,10 @@ def test_the_callback_ends_the_process_where_the_plugin_is_not_in_place(change, 
     monkeypatch.setattr(plugin, "version", lambda name: "0.9.0")
     with pytest.raises(SystemExit, match=r"srpo_verl: veRL 0\.9\.0"):
         ConfigCheck().on_job_start(change())
+
+
+def test_budgets_without_validations(change):
+    never = {"trainer.test_freq": 0, "trainer.val_before_train": False}
+    refusal(change(**never, **{"srpo.budget.hours": [2]}), "srpo.budget.hours", [2.0])
+    check_run(change(**never))
+    check_run(change(**{"trainer.test_freq": 5, "srpo.budget.hours": [2]}))

@@ -42,6 +42,8 @@ class Case:
     rows_of_rank: list[list[int]] | None = None
     # Rows per optimizer step, over all ranks.
     mini_batch_size: int = 8
+    # Save after the first step, and go on with a new worker that loads it.
+    resume: bool = False
 
 
 def batch_tensors() -> dict[str, list[torch.Tensor]]:
@@ -97,7 +99,7 @@ def compose(overrides: list[str], model: Path) -> Any:
     return config
 
 
-def _run_case(case: Case, model: Path, rank: int, world_size: int) -> dict[str, Any]:
+def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) -> dict[str, Any]:
     from tensordict import TensorDict
     from verl.utils import tensordict_utils as tu
     from verl.workers.utils.padding import response_from_nested
@@ -141,10 +143,21 @@ def _run_case(case: Case, model: Path, rank: int, world_size: int) -> dict[str, 
         return tu.get_tensordict(columns, non_tensor_dict={"temperature": TEMPERATURE, **flags})
 
     metrics = []
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        if case.resume and step == 1:
+            worker.save_checkpoint(str(out / case.name / "actor"), None, step)
+            worker = SrpoWorker(config=config.actor_rollout_ref, role="actor")
+            worker.init_model()
+            worker.load_checkpoint(str(out / case.name / "actor"))
         has_support = config.srpo.distillation.top_k is not None and bool(routing.sdpo_B.any())
         log_prob_batch = fresh_batch(calculate_entropy=True, compute_loss=False, **{schema.WANT_SUPPORT: has_support})
-        output = worker.compute_log_prob(log_prob_batch)
+        # Under sequence parallelism the ranks hold the same rows, and one of them answers.
+        answer = [worker.compute_log_prob(log_prob_batch)]
+        if worker.actor.engine.use_ulysses_sp:
+            torch.distributed.broadcast_object_list(
+                answer, group=worker.actor.engine.ulysses_parallel_group, group_src=0
+            )
+        output = answer[0]
         batch = fresh_batch(
             calculate_entropy=False,
             global_batch_size=case.mini_batch_size,
@@ -160,7 +173,8 @@ def _run_case(case: Case, model: Path, rank: int, world_size: int) -> dict[str, 
         )
         if has_support:
             batch[schema.SUPPORT] = output[schema.SUPPORT]
-        result = tu.get(worker.update_actor(batch), "metrics")
+        updated = worker.update_actor(batch)
+        result = tu.get(updated, "metrics") if updated is not None else {}
         metrics.append(
             {
                 key: float(torch.tensor(value, dtype=torch.float64).mean())
@@ -169,11 +183,72 @@ def _run_case(case: Case, model: Path, rank: int, world_size: int) -> dict[str, 
             }
         )
 
-    def full(engine: Any) -> dict[str, torch.Tensor]:
-        return {name: value.detach().float().clone() for name, value in engine.get_per_tensor_param()[0]}
+    teacher = {}
+    if worker.teacher_weights:
+        with worker.teacher_weights.scoring() as engine:
+            teacher = _full(engine)
+    result = {"metrics": metrics, "student": _full(worker.actor.engine), "teacher": teacher}
+    if config.actor_rollout_ref.model.lora_rank:
+        result["sent"] = _sent(worker.actor.engine)
+        if worker.teacher_weights:
+            result["shards"] = _around_a_failing_teacher_pass(worker, batch)
+    return result
 
-    teacher = full(worker.teacher_weights.teacher) if worker.teacher_weights else {}
-    return {"metrics": metrics, "student": full(worker.actor.engine), "teacher": teacher}
+
+def _around_a_failing_teacher_pass(worker: Any, batch: Any) -> tuple[dict[str, torch.Tensor], ...]:
+    """This rank's part of the student before a teacher pass, at its start, and after it failed in the middle."""
+    from torch.distributed.tensor import DTensor
+
+    module = worker.actor.engine.module
+
+    def mine() -> dict[str, torch.Tensor]:
+        named = {name: p.to_local() if isinstance(p, DTensor) else p.data for name, p in module.named_parameters()}
+        return {name: shard.detach().cpu().clone() for name, shard in named.items()}
+
+    during: dict[str, torch.Tensor] = {}
+
+    def fail(*args: Any) -> None:
+        raise ZeroDivisionError("in the last layer")
+
+    original = worker.actor.engine.eval_mode
+
+    def eval_mode(**kwargs: Any) -> Any:
+        during.update(mine())
+        return original(**kwargs)
+
+    before = mine()
+    layers = [unit for unit in module.modules() if type(unit).__name__.endswith("Qwen3DecoderLayer")]
+    handle = layers[-1].register_forward_pre_hook(fail)
+    worker.actor.engine.eval_mode = eval_mode
+    try:
+        worker._score(batch)
+    except ZeroDivisionError:
+        handle.remove()
+        return before, during, mine()
+    raise AssertionError("the teacher pass did not reach the last layer of the student's engine")
+
+
+def _sent(engine: Any) -> dict[str, torch.Tensor]:
+    """What veRL's worker sends to a rollout engine that has the base model already."""
+    weights, _ = engine.get_per_tensor_param(base_sync_done=True)
+    return {name: value.detach().float().clone() for name, value in weights}
+
+
+def _full(engine: Any) -> dict[str, torch.Tensor]:
+    """All weights of an engine, or its adapters under peft's names where it has some."""
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+    from torch.distributed.tensor import DTensor
+
+    if not engine.model_config.lora_rank:
+        return _sent(engine)
+    adapters = {}
+    with FSDP.summon_full_params(engine.module, writeback=False):
+        for name, value in engine.module.named_parameters():
+            if "lora_" in name:
+                name = name.replace("_fsdp_wrapped_module.", "").replace(".default", "")
+                value = value.full_tensor() if isinstance(value, DTensor) else value
+                adapters[name] = value.detach().float().clone()
+    return adapters
 
 
 def _rank_main(rank: int, world_size: int, port: int, cases: list[Case], model: Path, out: Path) -> None:
@@ -190,7 +265,7 @@ def _rank_main(rank: int, world_size: int, port: int, cases: list[Case], model: 
     torch.set_num_threads(1)
     for case in cases:
         torch.manual_seed(0)
-        result = _run_case(case, model, rank, world_size)
+        result = _run_case(case, model, out, rank, world_size)
         if rank == 0:
             torch.save(result, out / f"{case.name}.pt")
     torch.distributed.barrier()

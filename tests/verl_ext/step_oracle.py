@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.utils.parametrize
 from transformers import AutoModelForCausalLM
 
 
@@ -32,11 +33,21 @@ def run(
     sdpo_scale: float = 1.0,
     grpo_rows: list[bool] | None = None,
     mini_batches: list[list[int]] | None = None,
+    adapter: dict[str, torch.Tensor] | None = None,
+    adapter_scale: float = 1.0,
 ) -> dict[str, Any]:
-    """Returns metrics per step, final student and teacher weights. Defaults are the paper's (Table 3)."""
+    """Returns metrics per step, final student and teacher weights. Defaults are the paper's (Table 3).
+
+    With `adapter`, weights A and B by peft's names, only they are trained and averaged, and they are what is returned;
+    `merged` is then the student with scale * B A added to its weights.
+    """
     student = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64)
     teacher = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=0.01, eps=adam_eps)
+    learned, averaged = list(student.parameters()), list(teacher.parameters())
+    if adapter is not None:
+        learned = _attach(student, adapter, adapter_scale)
+        averaged = _attach(teacher, adapter, adapter_scale)
+    optimizer = torch.optim.AdamW(learned, lr=learning_rate, weight_decay=0.01, eps=adam_eps)
     every_row = list(range(len(batch["responses"])))
     takes_grpo = grpo_rows if grpo_rows is not None else [not z for z in sdpo]
     history = []
@@ -101,7 +112,7 @@ def run(
             grpo_loss, sdpo_loss = grpo_scale * grpo_sum / num_tokens, sdpo_scale * sdpo_sum / num_tokens
             optimizer.zero_grad()
             (grpo_loss + sdpo_loss).backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), clip_grad)
+            grad_norm = torch.nn.utils.clip_grad_norm_(learned, clip_grad)
             optimizer.step()
             entry = {
                 "srpo/grpo_loss": grpo_loss.item(),
@@ -126,17 +137,24 @@ def run(
 
         if teacher_kind == "ema":
             with torch.no_grad():
-                for average, source in zip(teacher.parameters(), student.parameters(), strict=True):
+                for average, source in zip(averaged, learned, strict=True):
                     average.mul_(1 - ema_rate).add_(ema_rate * source)
         # A metric of the step is the mean over the optimizer steps that have it.
         found = {key: [entry[key] for entry in entries if key in entry] for key in set().union(*entries)}
         summary = {key: sum(values) / len(values) for key, values in found.items()}
         if teacher_kind != "live":
-            pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+            pairs = list(zip(averaged, learned, strict=True))
             distance = sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs)
             summary["srpo/teacher_distance"] = distance.sqrt().item()
         history.append(summary)
 
+    if adapter is not None:
+        parts = {"student": learned, "teacher": averaged}
+        final = {
+            part: {name: value.detach().float() for name, value in zip(adapter, values, strict=True)}
+            for part, values in parts.items()
+        }
+        return {"metrics": history, **final, "merged": _merged(student)}
     return {"metrics": history, "student": _weights(student), "teacher": _weights(teacher)}
 
 
@@ -153,3 +171,39 @@ def _jensen_shannon(log_p: torch.Tensor, log_q: torch.Tensor, support: torch.Ten
 
 def _weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach().float() for name, value in model.state_dict().items()}
+
+
+class _LowRank(torch.nn.Module):
+    """W + scale * B A, as a parametrization of W."""
+
+    def __init__(self, a: torch.Tensor, b: torch.Tensor, scale: float):
+        super().__init__()
+        self.a, self.b, self.scale = torch.nn.Parameter(a.double()), torch.nn.Parameter(b.double()), scale
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + self.scale * self.b @ self.a
+
+
+def _attach(model: Any, adapter: dict[str, torch.Tensor], scale: float) -> list[torch.Tensor]:
+    """Freeze the model, put the adapter on it, and return the adapter's parameters in its order."""
+    model.requires_grad_(False)
+    low_rank = {}
+    for name in adapter:
+        path = name.split(".lora_")[0]
+        if path not in low_rank:
+            low_rank[path] = _LowRank(adapter[f"{path}.lora_A.weight"], adapter[f"{path}.lora_B.weight"], scale)
+            layer = model.get_submodule(path.removeprefix("base_model.model."))
+            torch.nn.utils.parametrize.register_parametrization(layer, "weight", low_rank[path])
+    return [getattr(low_rank[name.split(".lora_")[0]], "a" if ".lora_A." in name else "b") for name in adapter]
+
+
+def _merged(model: Any) -> dict[str, torch.Tensor]:
+    """Weights with the adapter added, under the names of a model without one."""
+    merged = {}
+    for name, value in model.state_dict().items():
+        if ".parametrizations.weight.original" in name:
+            path = name.removesuffix(".parametrizations.weight.original")
+            merged[f"{path}.weight"] = model.get_submodule(path).weight.detach().float()
+        elif ".parametrizations." not in name:
+            merged[name] = value.detach().float()
+    return merged
