@@ -60,8 +60,8 @@ def teacher_buckets(
     log_probs_CK: torch.Tensor, log_p_CJ: torch.Tensor, has_tail: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(log q of the buckets, log of the teacher's mass on the support)."""
-    # The mass is only as exact as the list it is summed from.
-    resolution = max(torch.finfo(log_probs_CK.dtype).eps, torch.finfo(log_p_CJ.dtype).eps)
+    # The mass is only as exact as the list it is summed from, whose entries share a logsumexp of a few roundings.
+    resolution = 4 * max(torch.finfo(log_probs_CK.dtype).eps, torch.finfo(log_p_CJ.dtype).eps)
     log_probs_CK = log_probs_CK.to(log_p_CJ.dtype)
     log_mass_C = torch.logsumexp(log_probs_CK, dim=-1)
     if not has_tail:

@@ -11,22 +11,26 @@ from collections.abc import Iterator
 import torch
 
 # Elements of one chunk in the accumulation dtype, unless a single row (on a CPU: one row per thread) is larger. A CPU
-# wants its caches (1 MiB), an accelerator kernels that last longer than their launch (64 MiB).
+# wants its caches (1 to 4 MiB), an accelerator kernels that last longer than their launch (64 MiB).
 CPU_CHUNK_ELEMENTS = 2**18
+LARGE_CPU_CHUNK_ELEMENTS = 2**20
 ACCELERATOR_CHUNK_ELEMENTS = 2**24
+# The larger chunks of a CPU are for those who have this many: scratch memory stays a small share of the logits.
+MANY_CHUNKS = 128
 
 Rows = slice | torch.Tensor
 """Rows of a matrix: a contiguous run, or int64 indices."""
 
 
-def rows_per_chunk(vocab_size: int, device: torch.device, chunk_size: int | None) -> int:
+def rows_per_chunk(num_tokens: int, vocab_size: int, device: torch.device, chunk_size: int | None) -> int:
     """`chunk_size`, or for None what suits the device."""
     if chunk_size is not None:
         return chunk_size
-    if device.type == "cpu":
-        # Row-wise reductions run one row per thread.
-        return max(torch.get_num_threads(), CPU_CHUNK_ELEMENTS // vocab_size)
-    return max(1, ACCELERATOR_CHUNK_ELEMENTS // vocab_size)
+    if device.type != "cpu":
+        return max(1, ACCELERATOR_CHUNK_ELEMENTS // vocab_size)
+    large = min(LARGE_CPU_CHUNK_ELEMENTS // vocab_size, num_tokens // MANY_CHUNKS)
+    # Softmax runs one row per thread.
+    return max(torch.get_num_threads(), CPU_CHUNK_ELEMENTS // vocab_size, large)
 
 
 def token_chunks(num_tokens: int, chunk_size: int) -> Iterator[slice]:
@@ -37,7 +41,8 @@ def token_chunks(num_tokens: int, chunk_size: int) -> Iterator[slice]:
 
 def pick(index: torch.Tensor | None, tokens: slice) -> Rows:
     """Where the tokens of a chunk stand: `index[tokens]`, or `tokens` itself where there is no index."""
-    return tokens if index is None else index[tokens]
+    # Narrow integers would index as a mask.
+    return tokens if index is None else index[tokens].long()
 
 
 def part_of(rows: Rows, part: slice) -> Rows:
@@ -57,20 +62,30 @@ def scratch(logits_MV: torch.Tensor, num_rows: int) -> torch.Tensor:
     return torch.empty(num_rows, logits_MV.shape[1], dtype=dtype, device=logits_MV.device)
 
 
-def load(
-    logits_MV: torch.Tensor, rows: Rows, out_CV: torch.Tensor, minus_C: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Copy the rows' logits, less a number per row, to the first rows of `out_CV`; return these, free to overwrite."""
-    out_CV = out_CV[: rows.stop - rows.start if isinstance(rows, slice) else len(rows)]
+def load(logits_MV: torch.Tensor, rows: Rows, out_CV: torch.Tensor) -> torch.Tensor:
+    """Copy the rows' logits to the first rows of `out_CV` and return these, (C, V) and free to overwrite."""
     if isinstance(rows, slice):
-        if minus_C is not None and logits_MV.dtype == out_CV.dtype:
-            return torch.sub(logits_MV[rows], minus_C[:, None], out=out_CV)
-        out_CV.copy_(logits_MV[rows])
-    elif logits_MV.dtype == out_CV.dtype:
-        torch.index_select(logits_MV, 0, rows, out=out_CV)
-    else:
-        out_CV.copy_(logits_MV.index_select(0, rows))
-    return out_CV if minus_C is None else out_CV.sub_(minus_C[:, None])
+        return out_CV[: rows.stop - rows.start].copy_(logits_MV[rows])
+    out_CV = out_CV[: len(rows)]
+    if logits_MV.dtype == out_CV.dtype:
+        return torch.index_select(logits_MV, 0, rows, out=out_CV)
+    return out_CV.copy_(logits_MV.index_select(0, rows))
+
+
+def softmax(logits_CV: torch.Tensor, out_CV: torch.Tensor) -> torch.Tensor:
+    """Fill `out_CV` with softmax(logits) times a total near 1 per row, and return that total, (C,).
+
+    One library kernel instead of a pass each to shift, exponentiate and sum. Its own sum is accurate to some 1e-5
+    on a CPU; summing the result again, pairwise, gives what to divide by. Rows of nothing but -inf, and with +inf or
+    NaN, give NaN.
+    """
+    torch.softmax(logits_CV, dim=-1, out=out_CV)
+    return out_CV.sum(dim=-1)
+
+
+def log_normalizer(total_C: torch.Tensor, out_CV: torch.Tensor) -> torch.Tensor:
+    """log sum_v exp(z_v - max z) of `softmax`'s result: its largest entry is exp(0) over that sum, times the total."""
+    return (total_C / out_CV.amax(dim=-1)).log_()
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -36,8 +36,8 @@ def distillation_loss(
 
     Numerical limits: a log-probability below -10^4 nats (masked vocabulary) counts as -10^4 and as constant, so that
     a support token that only one side masks costs 10^4 nats times the other's probability instead of infinity. A
-    teacher tail below the resolution of `teacher_log_probs_NK` (1.2e-7 in fp32) counts as the student's tail or as
-    that resolution, whichever is smaller.
+    teacher tail below the resolution of `teacher_log_probs_NK` (four roundings, 4.8e-7 in fp32) counts as the
+    student's tail or as that resolution, whichever is smaller.
 
     Args:
         student_logits_NV: logits, any floating dtype; single entries may be -inf.
@@ -54,8 +54,9 @@ def distillation_loss(
 
     Raises:
         ValueError: wrong shapes, ids outside [0, V), alpha outside [0, 1], a temperature or chunk size that is not
-            positive; student logits with NaN or +inf, or nothing but -inf, in a row (names the first); teacher
-            log-probabilities with NaN or with a sum of probabilities above 1.05 (names the first row).
+            positive; student logits with NaN or +inf, or nothing but -inf, in a row (names the first; without
+            `tail` only the support is read); teacher log-probabilities with NaN or with a sum of probabilities above
+            1.05 (names the first row).
     """
     check_logits("student_logits", student_logits_NV)
     check_support(support_NK, *student_logits_NV.shape)

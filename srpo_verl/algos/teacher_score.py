@@ -11,15 +11,17 @@ from srpo_verl.algos.chunks import (
     check_support,
     check_temperature_and_chunk,
     load,
+    log_normalizer,
     pick,
     raise_on_bad_row,
     rows_per_chunk,
     scratch,
+    softmax,
     token_chunks,
 )
 
 # The blocks of `_topk`: the maxima cost V / BLOCK_SIZE candidates, the chosen blocks K * BLOCK_SIZE.
-BLOCK_SIZE = 64
+BLOCK_SIZE = 16
 # Tokens whose candidates are in memory at once.
 TOPK_ROWS = 64
 
@@ -116,9 +118,9 @@ def score_teacher(
     log_probs_NK = torch.empty(support_NK.shape, dtype=dtype, device=device)
     entropy_N = torch.empty(num_tokens, dtype=dtype, device=device)
     max_N = torch.empty(num_tokens, dtype=dtype, device=device)
-    chunk_rows = rows_per_chunk(vocab_size, device, chunk_size)
+    chunk_rows = rows_per_chunk(num_tokens, vocab_size, device, chunk_size)
     logits_room_CV = scratch(teacher_logits_MV, min(chunk_rows, num_tokens))
-    mass_room_CV = torch.empty_like(logits_room_CV)
+    probs_room_CV = torch.empty_like(logits_room_CV)
     for tokens in token_chunks(num_tokens, chunk_rows):
         shifted_CV = load(teacher_logits_MV, pick(positions_N, tokens), logits_room_CV)
         # Shift before summing: no rounding of large logits enters the sums then.
@@ -126,13 +128,13 @@ def score_teacher(
         shifted_CV.sub_(max_C[:, None])
         if temperature != 1.0:
             shifted_CV.div_(temperature)
-        mass_CV = torch.exp(shifted_CV, out=mass_room_CV[: len(shifted_CV)])
-        total_C = mass_CV.sum(dim=-1)
-        log_total_C = total_C.log()
+        probs_CV = probs_room_CV[: len(shifted_CV)]
+        total_C = softmax(shifted_CV, probs_CV)
+        log_norm_C = log_normalizer(total_C, probs_CV)
 
         max_N[tokens] = max_C
-        log_probs_NK[tokens] = shifted_CV.gather(1, support_NK[tokens].long()) - log_total_C[:, None]
-        # Both terms are >= 0: log q = shifted - log_total, and shifted <= 0. nansum: 0 * -inf counts as 0.
-        entropy_N[tokens] = log_total_C - mass_CV.mul_(shifted_CV).nansum(dim=-1) / total_C
+        log_probs_NK[tokens] = shifted_CV.gather(1, support_NK[tokens].long()) - log_norm_C[:, None]
+        # Both terms are >= 0: log q = shifted - log_norm, and shifted <= 0. nansum: 0 * -inf counts as 0.
+        entropy_N[tokens] = log_norm_C - probs_CV.mul_(shifted_CV).nansum(dim=-1) / total_C
     raise_on_bad_row("teacher_logits", max_N)
     return log_probs_NK, entropy_N

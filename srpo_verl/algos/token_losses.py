@@ -28,11 +28,13 @@ from srpo_verl.algos.chunks import (
     check_temperature_and_chunk,
     entries,
     load,
+    log_normalizer,
     part_of,
     pick,
     raise_on_bad_row,
     rows_per_chunk,
     scratch,
+    softmax,
     token_chunks,
 )
 
@@ -103,6 +105,8 @@ def token_losses(
         check_ids("labels_N", labels_N, vocab_size)
         labels_N = labels_N.long()
     if support_SK is None:
+        if distilled_N is not None or teacher_log_probs_SK is not None:
+            raise ValueError("distilled_N and teacher_log_probs_SK need support_SK, which is None")
         distilled = plain = None
         num_distilled = 0
         support_SK = student_logits_MV.new_empty(0, 1, dtype=torch.int64)
@@ -121,7 +125,7 @@ def token_losses(
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     full_support = support_SK.shape[1] == vocab_size
-    chunk_rows = rows_per_chunk(vocab_size, student_logits_MV.device, chunk_size)
+    chunk_rows = rows_per_chunk(num_tokens, vocab_size, student_logits_MV.device, chunk_size)
     plan = _Plan(
         positions_N=positions_N,
         plain_P=plain,
@@ -190,8 +194,10 @@ class _Plan:
         """The parts of a block whose logits are cast up together."""
         return token_chunks(num_rows, self.chunk_rows)
 
-    def scratch(self, logits_MV: torch.Tensor) -> torch.Tensor:
-        return scratch(logits_MV, min(self.chunk_rows, max(self.num_plain, self.num_distilled)))
+    def scratch(self, logits_MV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Room for the logits and the probabilities of a chunk."""
+        logits_CV = scratch(logits_MV, min(self.chunk_rows, max(self.num_plain, self.num_distilled)))
+        return logits_CV, torch.empty_like(logits_CV)
 
     def rows(self, tokens: Rows) -> Rows:
         """Rows of the logits that predict the tokens."""
@@ -234,12 +240,12 @@ class _TokenLosses(torch.autograd.Function):
         entropy_N = torch.empty(num_tokens if plan.with_entropy else 0, dtype=dtype, device=device)
         divergence_N, shift_N, lse_N, finite_N = torch.zeros(4, num_tokens, dtype=dtype, device=device)
         log_mass_S = torch.empty(plan.num_distilled, dtype=dtype, device=device)
-        room_CV = plan.scratch(logits_MV)
+        rooms = plan.scratch(logits_MV)
 
         if labels_N is not None or plan.with_entropy:
             for tokens in plan.plain():
                 rows = plan.rows(tokens)
-                shift_C, lse_C, entropy_C = _sweep(logits_MV, rows, None, plan, room_CV)
+                shift_C, lse_C, entropy_C = _sweep(logits_MV, rows, None, plan, rooms)
                 shift_N[tokens], lse_N[tokens], finite_N[tokens] = shift_C, lse_C, shift_C
                 if labels_N is not None:
                     label_C = entries(logits_MV, rows, labels_N[tokens, None])[:, 0]
@@ -252,8 +258,9 @@ class _TokenLosses(torch.autograd.Function):
             logits_CK, shift_C = _support_logits(logits_MV, rows, ids_CK, temperature)
             rest_lse_C = rest_entropy_C = None
             if plan.needs_rest:
-                max_C, rest_lse_C, rest_entropy_C = _sweep(logits_MV, rows, ids_CK, plan, room_CV)
-                rest_lse_C += (max_C - shift_C) / temperature
+                max_C, log_norm_C, rest_entropy_C = _sweep(logits_MV, rows, ids_CK, plan, rooms)
+                # An infinite maximum, of an empty rest or of +inf, is the logsumexp.
+                rest_lse_C = torch.where(torch.isinf(max_C), max_C, (max_C - shift_C) / temperature + log_norm_C)
                 lse_N[tokens] = rest_lse_C
             log_p_CJ, lse_C = student_buckets(logits_CK, rest_lse_C if plan.has_tail else None)
             log_q_CJ, log_mass_S[picked] = teacher_buckets(teacher_log_probs_SK[picked], log_p_CJ, plan.has_tail)
@@ -291,7 +298,7 @@ class _TokenLosses(torch.autograd.Function):
         grad_MV = logits_MV if plan.inplace_backward else torch.empty_like(logits_MV)
         if idle_M is not None:
             grad_MV.index_fill_(0, idle_M, 0.0)
-        room_CV = plan.scratch(logits_MV)
+        rooms = plan.scratch(logits_MV)
 
         for tokens in plan.plain():
             g_C = g_N[tokens]
@@ -299,7 +306,7 @@ class _TokenLosses(torch.autograd.Function):
             if h_N is not None:
                 plain.entropy(h_N[tokens], entropy_N[tokens])
             labels_C = None if labels_N is None else labels_N[tokens]
-            _write_gradient(logits_MV, grad_MV, plan.rows(tokens), plan, room_CV, plain, labels_C, g_C)
+            _write_gradient(logits_MV, grad_MV, plan.rows(tokens), plan, rooms, plain, labels_C, g_C)
 
         for tokens, block in plan.distilled():
             rows, picked, g_C = plan.rows(tokens), pick(picks, block), g_N[tokens]
@@ -326,7 +333,7 @@ class _TokenLosses(torch.autograd.Function):
                     # log p = log share + log p_rest
                     sweep.entropy(h_N[tokens] * log_rest_C.exp(), entropy_N[tokens] + log_rest_C.clamp(min=LOG_ZERO))
             labels_C = None if labels_N is None else labels_N[tokens]
-            _write_gradient(logits_MV, grad_MV, rows, plan, room_CV, sweep, labels_C, g_C, ids_CK, support_CK)
+            _write_gradient(logits_MV, grad_MV, rows, plan, rooms, sweep, labels_C, g_C, ids_CK, support_CK)
         return grad_MV, None, None, None, None
 
 
@@ -351,75 +358,70 @@ def _p_log_p(log_p: torch.Tensor) -> torch.Tensor:
 
 
 def _sweep(
-    logits_MV: torch.Tensor, rows: Rows, without_CK: torch.Tensor | None, plan: _Plan, room_CV: torch.Tensor
+    logits_MV: torch.Tensor,
+    rows: Rows,
+    without_CK: torch.Tensor | None,
+    plan: _Plan,
+    rooms: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(the largest logit, the logsumexp less the largest logit, the entropy if asked for) of a block, chunk by chunk.
+    """(largest logit, logsumexp less the largest logit, entropy where asked for) of a block, chunk by chunk.
 
-    With ids `without_CK` these entries are left out, and where nothing is left, or what is left is infinite, 0 stands
-    for the largest logit. Rows of nothing but -inf give (-inf, 0) then.
+    With ids `without_CK` these entries are left out. Where nothing is left: (-inf, NaN, 0).
     """
     count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-    max_C = torch.empty(count, dtype=room_CV.dtype, device=room_CV.device)
-    total_C, mean_C = torch.empty_like(max_C), torch.zeros_like(max_C)
+    max_C, log_norm_C, total_C, mean_C = torch.zeros(4, count, dtype=rooms[0].dtype, device=logits_MV.device)
     for part in plan.chunks(count):
-        logits_CV = load(logits_MV, part_of(rows, part), room_CV)
+        logits_CV = load(logits_MV, part_of(rows, part), rooms[0])
+        probs_CV = rooms[1][: len(logits_CV)]
         if without_CK is not None:
             logits_CV.scatter_(1, without_CK[part], -math.inf)
-        part_max_C = logits_CV.amax(dim=-1)
-        if without_CK is not None:
-            part_max_C.masked_fill_(torch.isinf(part_max_C), 0.0)
-        logits_CV.sub_(part_max_C[:, None])
-        if plan.temperature != 1.0:
-            logits_CV.div_(plan.temperature)
+        torch.amax(logits_CV, dim=-1, out=max_C[part])
+        if plan.temperature != 1.0 or plan.with_entropy:
+            logits_CV.sub_(max_C[part, None]).div_(plan.temperature)
+        total_C[part] = softmax(logits_CV, probs_CV)
+        log_norm_C[part] = log_normalizer(total_C[part], probs_CV)
         if plan.with_entropy:
-            mass_CV = logits_CV.exp()
-            total_C[part] = mass_CV.sum(dim=-1)
             # nansum: 0 * -inf counts as 0.
-            mean_C[part] = mass_CV.mul_(logits_CV).nansum(dim=-1)
-        else:
-            total_C[part] = logits_CV.exp_().sum(dim=-1)
-        max_C[part] = part_max_C
-    lse_C = total_C.log()
-    entropy_C = (lse_C - mean_C / total_C).masked_fill_(total_C == 0.0, 0.0) if plan.with_entropy else None
-    return max_C, lse_C, entropy_C
+            mean_C[part] = probs_CV.mul_(logits_CV).nansum(dim=-1)
+    if not plan.with_entropy:
+        return max_C, log_norm_C, None
+    return max_C, log_norm_C, (log_norm_C - mean_C / total_C).masked_fill_(max_C == -math.inf, 0.0)
 
 
 class _Sweep:
     """How a block's logits become the gradient share_v * (coefficient - h (log share_v + entropy)).
 
-    share = exp((z - shift) / temperature - lse). shift + lse rounds where logits are large; a factor per row makes up
-    for it, so that one subtraction suffices where there is no temperature.
+    share = exp((z - shift) / temperature - lse), the softmax of the sweep.
     """
 
     def __init__(self, shift_C: torch.Tensor, lse_C: torch.Tensor, coefficient_C: torch.Tensor, temperature: float):
-        # Where the sweep is empty all its logits are -inf, and so are the shares' logarithms whatever is subtracted.
-        self.lse_C = lse_C.masked_fill(lse_C == -math.inf, 0.0)
-        self.temperature, self.coefficient_C = temperature, coefficient_C
-        self.center_C = shift_C + self.lse_C if temperature == 1.0 else shift_C
-        self.log_factor_C = (self.center_C - shift_C) - self.lse_C
+        self.shift_C, self.lse_C, self.coefficient_C = shift_C, lse_C, coefficient_C
+        self.temperature = temperature
         self.h_C: torch.Tensor | None = None
-        if temperature == 1.0:
-            self.scale_C = coefficient_C * self.log_factor_C.exp()
-        else:
-            self.scale_C = coefficient_C
 
     def entropy(self, h_C: torch.Tensor, entropy_C: torch.Tensor) -> None:
         """Add the gradient of the entropy."""
         self.h_C, self.entropy_C = h_C, entropy_C
 
-    def gradient(self, logits_MV: torch.Tensor, rows: Rows, part: slice, room_CV: torch.Tensor) -> torch.Tensor:
-        """Of one chunk, in the memory of `room_CV`."""
-        grad_CV = load(logits_MV, rows, room_CV, self.center_C[part])
-        if self.temperature != 1.0:
-            grad_CV.div_(self.temperature).sub_(self.lse_C[part, None])
+    def gradient(
+        self, logits_CV: torch.Tensor, without_CK: torch.Tensor | None, part: slice, out_CV: torch.Tensor
+    ) -> torch.Tensor:
+        """Of one chunk, in the memory of `out_CV`; the logits are lost."""
+        if self.temperature != 1.0 or self.h_C is not None:
+            logits_CV.sub_(self.shift_C[part, None]).div_(self.temperature)
+        if without_CK is not None:
+            # Where nothing is left off the support, one entry of it keeps a finite logit: a softmax needs one. The
+            # support's own gradient is written over it.
+            hole_CK = torch.full(without_CK.shape, -math.inf, dtype=logits_CV.dtype, device=logits_CV.device)
+            hole_CK[:, 0].masked_fill_(self.lse_C[part] == -math.inf, 0.0)
+            logits_CV.scatter_(1, without_CK, hole_CK)
+        total_C = softmax(logits_CV, out_CV)
         if self.h_C is None:
-            return grad_CV.exp_().mul_(self.scale_C[part, None])
-        if self.temperature == 1.0:
-            grad_CV.add_(self.log_factor_C[part, None])
-        grad_CV.clamp_(min=LOG_ZERO)
-        share_CV = grad_CV.exp()
-        grad_CV.add_(self.entropy_C[part, None]).mul_(-self.h_C[part, None])
-        return grad_CV.add_(self.coefficient_C[part, None]).mul_(share_CV)
+            return out_CV.mul_((self.coefficient_C[part] / total_C)[:, None])
+        lse_C = self.lse_C[part].masked_fill(self.lse_C[part] == -math.inf, 0.0)
+        factor_CV = logits_CV.sub_(lse_C[:, None]).clamp_(min=LOG_ZERO)  # log share
+        factor_CV.add_(self.entropy_C[part, None]).mul_(-self.h_C[part, None]).add_(self.coefficient_C[part, None])
+        return out_CV.div_(total_C[:, None]).mul_(factor_CV)
 
 
 def _write_gradient(
@@ -427,7 +429,7 @@ def _write_gradient(
     grad_MV: torch.Tensor,
     rows: Rows,
     plan: _Plan,
-    room_CV: torch.Tensor,
+    rooms: tuple[torch.Tensor, torch.Tensor],
     sweep: _Sweep | None,
     labels_C: torch.Tensor | None,
     g_C: torch.Tensor,
@@ -438,9 +440,13 @@ def _write_gradient(
     for part in plan.chunks(len(g_C)):
         here = part_of(rows, part)
         # Where it belongs, if that can be computed in place.
-        in_place = isinstance(here, slice) and grad_MV.dtype == room_CV.dtype
-        out_CV = grad_MV[here] if in_place else room_CV[: part.stop - part.start]
-        grad_CV = out_CV.zero_() if sweep is None else sweep.gradient(logits_MV, here, part, out_CV)
+        in_place = isinstance(here, slice) and grad_MV.dtype == rooms[1].dtype
+        grad_CV = grad_MV[here] if in_place else rooms[1][: part.stop - part.start]
+        if sweep is None:
+            grad_CV.zero_()
+        else:
+            without_CK = None if ids_CK is None else ids_CK[part]
+            sweep.gradient(load(logits_MV, here, rooms[0]), without_CK, part, grad_CV)
         if ids_CK is not None and support_CK is not None:
             grad_CV.scatter_(1, ids_CK[part], support_CK[part])
         if labels_C is not None:
