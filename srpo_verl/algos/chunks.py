@@ -83,9 +83,9 @@ def softmax(logits_CV: torch.Tensor, out_CV: torch.Tensor) -> torch.Tensor:
     return out_CV.sum(dim=-1)
 
 
-def log_normalizer(total_C: torch.Tensor, out_CV: torch.Tensor) -> torch.Tensor:
-    """log sum_v exp(z_v - max z) of `softmax`'s result: its largest entry is exp(0) over that sum, times the total."""
-    return (total_C / out_CV.amax(dim=-1)).log_()
+def log_normalizer(total_N: torch.Tensor, largest_N: torch.Tensor) -> torch.Tensor:
+    """log sum_v exp(z_v - max z), from `softmax`'s total and its largest entry, which is exp(0) over that sum."""
+    return (total_N / largest_N).log_()
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -115,26 +115,25 @@ def score_teacher(
     check_temperature_and_chunk(temperature, chunk_size)
     dtype, device = accumulation_dtype(teacher_logits_MV.dtype), teacher_logits_MV.device
 
+    max_N, total_N, largest_N, mean_N = torch.zeros(4, num_tokens, dtype=dtype, device=device)
     log_probs_NK = torch.empty(support_NK.shape, dtype=dtype, device=device)
-    entropy_N = torch.empty(num_tokens, dtype=dtype, device=device)
-    max_N = torch.empty(num_tokens, dtype=dtype, device=device)
     chunk_rows = rows_per_chunk(num_tokens, vocab_size, device, chunk_size)
     logits_room_CV = scratch(teacher_logits_MV, min(chunk_rows, num_tokens))
     probs_room_CV = torch.empty_like(logits_room_CV)
     for tokens in token_chunks(num_tokens, chunk_rows):
         shifted_CV = load(teacher_logits_MV, pick(positions_N, tokens), logits_room_CV)
+        probs_CV = probs_room_CV[: len(shifted_CV)]
         # Shift before summing: no rounding of large logits enters the sums then.
-        max_C = shifted_CV.amax(dim=-1)
-        shifted_CV.sub_(max_C[:, None])
+        torch.amax(shifted_CV, dim=-1, out=max_N[tokens])
+        shifted_CV.sub_(max_N[tokens, None])
         if temperature != 1.0:
             shifted_CV.div_(temperature)
-        probs_CV = probs_room_CV[: len(shifted_CV)]
-        total_C = softmax(shifted_CV, probs_CV)
-        log_norm_C = log_normalizer(total_C, probs_CV)
-
-        max_N[tokens] = max_C
-        log_probs_NK[tokens] = shifted_CV.gather(1, support_NK[tokens].long()) - log_norm_C[:, None]
-        # Both terms are >= 0: log q = shifted - log_norm, and shifted <= 0. nansum: 0 * -inf counts as 0.
-        entropy_N[tokens] = log_norm_C - probs_CV.mul_(shifted_CV).nansum(dim=-1) / total_C
+        total_N[tokens] = softmax(shifted_CV, probs_CV)
+        torch.amax(probs_CV, dim=-1, out=largest_N[tokens])
+        torch.gather(shifted_CV, 1, support_NK[tokens].long(), out=log_probs_NK[tokens])
+        # nansum: 0 * -inf counts as 0.
+        mean_N[tokens] = probs_CV.mul_(shifted_CV).nansum(dim=-1)
     raise_on_bad_row("teacher_logits", max_N)
-    return log_probs_NK, entropy_N
+    log_norm_N = log_normalizer(total_N, largest_N)
+    # Both terms of the entropy are >= 0: log q = shifted - log_norm, and shifted <= 0.
+    return log_probs_NK.sub_(log_norm_N[:, None]), log_norm_N - mean_N.div_(total_N)

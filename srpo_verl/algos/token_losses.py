@@ -369,7 +369,7 @@ def _sweep(
     With ids `without_CK` these entries are left out. Where nothing is left: (-inf, NaN, 0).
     """
     count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-    max_C, log_norm_C, total_C, mean_C = torch.zeros(4, count, dtype=rooms[0].dtype, device=logits_MV.device)
+    max_C, largest_C, total_C, mean_C = torch.zeros(4, count, dtype=rooms[0].dtype, device=logits_MV.device)
     for part in plan.chunks(count):
         logits_CV = load(logits_MV, part_of(rows, part), rooms[0])
         probs_CV = rooms[1][: len(logits_CV)]
@@ -379,10 +379,11 @@ def _sweep(
         if plan.temperature != 1.0 or plan.with_entropy:
             logits_CV.sub_(max_C[part, None]).div_(plan.temperature)
         total_C[part] = softmax(logits_CV, probs_CV)
-        log_norm_C[part] = log_normalizer(total_C[part], probs_CV)
+        torch.amax(probs_CV, dim=-1, out=largest_C[part])
         if plan.with_entropy:
             # nansum: 0 * -inf counts as 0.
             mean_C[part] = probs_CV.mul_(logits_CV).nansum(dim=-1)
+    log_norm_C = log_normalizer(total_C, largest_C)
     if not plan.with_entropy:
         return max_C, log_norm_C, None
     return max_C, log_norm_C, (log_norm_C - mean_C / total_C).masked_fill_(max_C == -math.inf, 0.0)
