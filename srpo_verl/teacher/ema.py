@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 import torch
 
+# Elements of a weight that are compared at a time.
+CPU_CHUNK = 2**17
+ACCELERATOR_CHUNK = 2**26
+
 
 def ema_step(teacher: Iterable[torch.Tensor], student: Iterable[torch.Tensor], rate: float) -> None:
     """theta' <- (1 - rate) * theta' + rate * theta, in place, tensor by tensor (paper appendix B.5).
@@ -34,10 +38,15 @@ def squared_distance(teacher: Iterable[torch.Tensor], student: Iterable[torch.Te
 
     The relative L2 distance of the whole set is the square root of their quotient; sums of shards add up.
     """
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums: torch.Tensor | None = None
     with torch.no_grad():
         for average, source in zip(teacher, student, strict=True):
-            source = source.to(device=average.device, dtype=average.dtype)
-            sums[0] += (average - source).square().sum(dtype=torch.float64).cpu()
-            sums[1] += source.square().sum(dtype=torch.float64).cpu()
-    return sums
+            if sums is None:
+                sums = torch.zeros(2, dtype=torch.float64, device=average.device)
+            # In chunks: no second copy of a weight, and on a CPU the differences stay in its caches.
+            size = CPU_CHUNK if average.device.type == "cpu" else ACCELERATOR_CHUNK
+            for ours, theirs in zip(average.reshape(-1).split(size), source.reshape(-1).split(size), strict=True):
+                theirs = theirs.to(device=average.device, dtype=average.dtype)
+                sums[0] += (ours - theirs).square_().sum(dtype=torch.float64)
+                sums[1] += theirs.square().sum(dtype=torch.float64)
+    return torch.zeros(2, dtype=torch.float64) if sums is None else sums.cpu()
