@@ -40,11 +40,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(directory: Path, *, tie_word_embeddings: bool = False, seed: int = 0) -> Path:
-    """Save a random Qwen3 of some 30,000 parameters and its tokenizer (as long as its vocabulary)."""
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(seed)
-    config = Qwen3Config(
+def tiny_config(
+    tokenizer: PreTrainedTokenizerFast, *, max_positions: int, tie_word_embeddings: bool = False
+) -> Qwen3Config:
+    """A Qwen3 of two narrow layers for the tokenizer's vocabulary."""
+    return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
@@ -52,13 +52,20 @@ def tiny_model(directory: Path, *, tie_word_embeddings: bool = False, seed: int 
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
-        max_position_embeddings=512,
+        max_position_embeddings=max_positions,
         tie_word_embeddings=tie_word_embeddings,
         initializer_range=0.1,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def tiny_model(directory: Path, *, tie_word_embeddings: bool = False, seed: int = 0) -> Path:
+    """Save a random Qwen3 of some 30,000 parameters and its tokenizer (as long as its vocabulary)."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(seed)
+    config = tiny_config(tokenizer, max_positions=512, tie_word_embeddings=tie_word_embeddings)
     directory.mkdir(parents=True, exist_ok=True)
     Qwen3ForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

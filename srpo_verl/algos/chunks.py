@@ -56,10 +56,11 @@ def entries(logits_MV: torch.Tensor, rows: Rows, ids_CK: torch.Tensor) -> torch.
     return picked_CK.to(accumulation_dtype(logits_MV.dtype))
 
 
-def scratch(logits_MV: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Room for the logits of one chunk in the accumulation dtype, for all chunks of a pass."""
+def scratch(logits_MV: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for the logits and the probabilities of one chunk in the accumulation dtype, for all chunks of a pass."""
     dtype = accumulation_dtype(logits_MV.dtype)
-    return torch.empty(num_rows, logits_MV.shape[1], dtype=dtype, device=logits_MV.device)
+    logits_CV = torch.empty(num_rows, logits_MV.shape[1], dtype=dtype, device=logits_MV.device)
+    return logits_CV, torch.empty_like(logits_CV)
 
 
 def load(logits_MV: torch.Tensor, rows: Rows, out_CV: torch.Tensor) -> torch.Tensor:
@@ -83,9 +84,44 @@ def softmax(logits_CV: torch.Tensor, out_CV: torch.Tensor) -> torch.Tensor:
     return out_CV.sum(dim=-1)
 
 
-def log_normalizer(total_N: torch.Tensor, largest_N: torch.Tensor) -> torch.Tensor:
-    """log sum_v exp(z_v - max z), from `softmax`'s total and its largest entry, which is exp(0) over that sum."""
-    return (total_N / largest_N).log_()
+def sweep(
+    logits_MV: torch.Tensor,
+    rows: Rows,
+    rooms: tuple[torch.Tensor, torch.Tensor],
+    temperature: float,
+    *,
+    with_entropy: bool,
+    without_CK: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """One pass over the rows' logits, as many at a time as `rooms` (of `scratch`) hold.
+
+    Returns (max z, log sum_v exp((z_v - max z) / temperature), entropy of the softmax in nats where asked for), each
+    (C,). With ids `without_CK` these entries are left out. Where nothing is left: (-inf, NaN, 0).
+    """
+    count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+    max_C, largest_C, total_C, mean_C = torch.zeros(4, count, dtype=rooms[0].dtype, device=logits_MV.device)
+    for part in token_chunks(count, max(1, len(rooms[0]))):
+        logits_CV = load(logits_MV, part_of(rows, part), rooms[0])
+        probs_CV = rooms[1][: len(logits_CV)]
+        if without_CK is not None:
+            logits_CV.scatter_(1, without_CK[part], -math.inf)
+        torch.amax(logits_CV, dim=-1, out=max_C[part])
+        # Shift before scaling and before the products: no rounding of large logits enters them then.
+        if temperature != 1.0 or with_entropy:
+            logits_CV.sub_(max_C[part, None])
+        if temperature != 1.0:
+            logits_CV.div_(temperature)
+        total_C[part] = softmax(logits_CV, probs_CV)
+        torch.amax(probs_CV, dim=-1, out=largest_C[part])
+        if with_entropy:
+            # nansum: 0 * -inf counts as 0.
+            mean_C[part] = probs_CV.mul_(logits_CV).nansum(dim=-1)
+    # The largest entry of `softmax` is exp(0) over the normaliser, times the total.
+    log_norm_C = (total_C / largest_C).log_()
+    if not with_entropy:
+        return max_C, log_norm_C, None
+    # Both terms are >= 0.
+    return max_C, log_norm_C, (log_norm_C - mean_C / total_C).masked_fill_(max_C == -math.inf, 0.0)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import torch
 
 from srpo_verl.algos.chunks import (
-    accumulation_dtype,
     check_logits,
     check_positions,
     check_support,
     check_temperature_and_chunk,
-    load,
-    log_normalizer,
+    entries,
     pick,
     raise_on_bad_row,
     rows_per_chunk,
     scratch,
-    softmax,
+    sweep,
     token_chunks,
 )
 
@@ -47,7 +45,7 @@ def topk_support(
     num_tokens, vocab_size = check_positions(positions_N, student_logits_MV), student_logits_MV.shape[1]
     if k is None:
         largest_M = student_logits_MV.amax(dim=-1)
-        raise_on_bad_row("student_logits", largest_M if positions_N is None else largest_M[positions_N])
+        raise_on_bad_row("student_logits", largest_M[pick(positions_N, slice(0, num_tokens))])
         return torch.arange(vocab_size, device=student_logits_MV.device).expand(num_tokens, vocab_size)
     if not 1 <= k <= vocab_size:
         raise ValueError(f"k must be between 1 and V={vocab_size} (None: full vocabulary), got {k}")
@@ -113,27 +111,11 @@ def score_teacher(
     num_tokens, vocab_size = check_positions(positions_N, teacher_logits_MV), teacher_logits_MV.shape[1]
     check_support(support_NK, num_tokens, vocab_size)
     check_temperature_and_chunk(temperature, chunk_size)
-    dtype, device = accumulation_dtype(teacher_logits_MV.dtype), teacher_logits_MV.device
-
-    max_N, total_N, largest_N, mean_N = torch.zeros(4, num_tokens, dtype=dtype, device=device)
-    log_probs_NK = torch.empty(support_NK.shape, dtype=dtype, device=device)
-    chunk_rows = rows_per_chunk(num_tokens, vocab_size, device, chunk_size)
-    logits_room_CV = scratch(teacher_logits_MV, min(chunk_rows, num_tokens))
-    probs_room_CV = torch.empty_like(logits_room_CV)
-    for tokens in token_chunks(num_tokens, chunk_rows):
-        shifted_CV = load(teacher_logits_MV, pick(positions_N, tokens), logits_room_CV)
-        probs_CV = probs_room_CV[: len(shifted_CV)]
-        # Shift before summing: no rounding of large logits enters the sums then.
-        torch.amax(shifted_CV, dim=-1, out=max_N[tokens])
-        shifted_CV.sub_(max_N[tokens, None])
-        if temperature != 1.0:
-            shifted_CV.div_(temperature)
-        total_N[tokens] = softmax(shifted_CV, probs_CV)
-        torch.amax(probs_CV, dim=-1, out=largest_N[tokens])
-        torch.gather(shifted_CV, 1, support_NK[tokens].long(), out=log_probs_NK[tokens])
-        # nansum: 0 * -inf counts as 0.
-        mean_N[tokens] = probs_CV.mul_(shifted_CV).nansum(dim=-1)
+    chunk_rows = rows_per_chunk(num_tokens, vocab_size, teacher_logits_MV.device, chunk_size)
+    rows = pick(positions_N, slice(0, num_tokens))
+    rooms = scratch(teacher_logits_MV, min(chunk_rows, num_tokens))
+    max_N, log_norm_N, entropy_N = sweep(teacher_logits_MV, rows, rooms, temperature, with_entropy=True)
+    assert entropy_N is not None  # it was asked for
     raise_on_bad_row("teacher_logits", max_N)
-    log_norm_N = log_normalizer(total_N, largest_N)
-    # Both terms of the entropy are >= 0: log q = shifted - log_norm, and shifted <= 0.
-    return log_probs_NK.sub_(log_norm_N[:, None]), log_norm_N - mean_N.div_(total_N)
+    log_probs_NK = entries(teacher_logits_MV, rows, support_NK.long()).sub_(max_N[:, None])
+    return log_probs_NK.div_(temperature).sub_(log_norm_N[:, None]), entropy_N

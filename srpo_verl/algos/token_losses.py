@@ -28,13 +28,13 @@ from srpo_verl.algos.chunks import (
     check_temperature_and_chunk,
     entries,
     load,
-    log_normalizer,
     part_of,
     pick,
     raise_on_bad_row,
     rows_per_chunk,
     scratch,
     softmax,
+    sweep,
     token_chunks,
 )
 
@@ -196,8 +196,7 @@ class _Plan:
 
     def scratch(self, logits_MV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Room for the logits and the probabilities of a chunk."""
-        logits_CV = scratch(logits_MV, min(self.chunk_rows, max(self.num_plain, self.num_distilled)))
-        return logits_CV, torch.empty_like(logits_CV)
+        return scratch(logits_MV, min(self.chunk_rows, max(self.num_plain, self.num_distilled)))
 
     def rows(self, tokens: Rows) -> Rows:
         """Rows of the logits that predict the tokens."""
@@ -245,7 +244,9 @@ class _TokenLosses(torch.autograd.Function):
         if labels_N is not None or plan.with_entropy:
             for tokens in plan.plain():
                 rows = plan.rows(tokens)
-                shift_C, lse_C, entropy_C = _sweep(logits_MV, rows, None, plan, rooms)
+                shift_C, lse_C, entropy_C = sweep(
+                    logits_MV, rows, rooms, plan.temperature, with_entropy=plan.with_entropy
+                )
                 shift_N[tokens], lse_N[tokens], finite_N[tokens] = shift_C, lse_C, shift_C
                 if labels_N is not None:
                     label_C = entries(logits_MV, rows, labels_N[tokens, None])[:, 0]
@@ -258,7 +259,9 @@ class _TokenLosses(torch.autograd.Function):
             logits_CK, shift_C = _support_logits(logits_MV, rows, ids_CK, temperature)
             rest_lse_C = rest_entropy_C = None
             if plan.needs_rest:
-                max_C, log_norm_C, rest_entropy_C = _sweep(logits_MV, rows, ids_CK, plan, rooms)
+                max_C, log_norm_C, rest_entropy_C = sweep(
+                    logits_MV, rows, rooms, temperature, with_entropy=plan.with_entropy, without_CK=ids_CK
+                )
                 # An infinite maximum, of an empty rest or of +inf, is the logsumexp.
                 rest_lse_C = torch.where(torch.isinf(max_C), max_C, (max_C - shift_C) / temperature + log_norm_C)
                 lse_N[tokens] = rest_lse_C
@@ -324,16 +327,16 @@ class _TokenLosses(torch.autograd.Function):
             support_CK = bucket_CJ[:, : ids_CK.shape[1]] - g_C[:, None] * log_p_CK.exp()
             if h_N is not None:
                 support_CK -= h_N[tokens, None] * (_p_log_p(log_p_CK) + log_p_CK.exp() * entropy_N[tokens, None])
-            sweep = None
+            rest = None
             if rest_lse_C is not None:
                 log_rest_C = rest_lse_C - lse_C
                 rest_C = -g_C * log_rest_C.exp() + (bucket_CJ[:, -1] if plan.has_tail else 0.0)
-                sweep = _Sweep(shift_C, rest_lse_C, rest_C, plan.temperature)
+                rest = _Sweep(shift_C, rest_lse_C, rest_C, plan.temperature)
                 if h_N is not None:
                     # log p = log share + log p_rest
-                    sweep.entropy(h_N[tokens] * log_rest_C.exp(), entropy_N[tokens] + log_rest_C.clamp(min=LOG_ZERO))
+                    rest.entropy(h_N[tokens] * log_rest_C.exp(), entropy_N[tokens] + log_rest_C.clamp(min=LOG_ZERO))
             labels_C = None if labels_N is None else labels_N[tokens]
-            _write_gradient(logits_MV, grad_MV, rows, plan, rooms, sweep, labels_C, g_C, ids_CK, support_CK)
+            _write_gradient(logits_MV, grad_MV, rows, plan, rooms, rest, labels_C, g_C, ids_CK, support_CK)
         return grad_MV, None, None, None, None
 
 
@@ -355,38 +358,6 @@ def _complete(lse_C: torch.Tensor, rest_lse_C: torch.Tensor | None, has_tail: bo
 def _p_log_p(log_p: torch.Tensor) -> torch.Tensor:
     """p log p, 0 where p is 0."""
     return log_p.exp() * log_p.clamp(min=LOG_ZERO)
-
-
-def _sweep(
-    logits_MV: torch.Tensor,
-    rows: Rows,
-    without_CK: torch.Tensor | None,
-    plan: _Plan,
-    rooms: tuple[torch.Tensor, torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(largest logit, logsumexp less the largest logit, entropy where asked for) of a block, chunk by chunk.
-
-    With ids `without_CK` these entries are left out. Where nothing is left: (-inf, NaN, 0).
-    """
-    count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-    max_C, largest_C, total_C, mean_C = torch.zeros(4, count, dtype=rooms[0].dtype, device=logits_MV.device)
-    for part in plan.chunks(count):
-        logits_CV = load(logits_MV, part_of(rows, part), rooms[0])
-        probs_CV = rooms[1][: len(logits_CV)]
-        if without_CK is not None:
-            logits_CV.scatter_(1, without_CK[part], -math.inf)
-        torch.amax(logits_CV, dim=-1, out=max_C[part])
-        if plan.temperature != 1.0 or plan.with_entropy:
-            logits_CV.sub_(max_C[part, None]).div_(plan.temperature)
-        total_C[part] = softmax(logits_CV, probs_CV)
-        torch.amax(probs_CV, dim=-1, out=largest_C[part])
-        if plan.with_entropy:
-            # nansum: 0 * -inf counts as 0.
-            mean_C[part] = probs_CV.mul_(logits_CV).nansum(dim=-1)
-    log_norm_C = log_normalizer(total_C, largest_C)
-    if not plan.with_entropy:
-        return max_C, log_norm_C, None
-    return max_C, log_norm_C, (log_norm_C - mean_C / total_C).masked_fill_(max_C == -math.inf, 0.0)
 
 
 class _Sweep:

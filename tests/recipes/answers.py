@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from srpo_verl.data.__main__ import main as make_data
 from srpo_verl.data.benchmarks import BENCHMARKS
 from srpo_verl.rewards import compute_score
-from tests.support import CHAT_TEMPLATE, EOS, PAD, START
+from tests.support import CHAT_TEMPLATE, EOS, PAD, START, tiny_config
 
 ROWS = 8
 
@@ -85,21 +85,7 @@ def answering_model(texts: list[str], answers: list[str], directory: Path, seed:
     """Save a Qwen3 of some 60,000 parameters that prefers the (different) answers, and a tokenizer of the texts."""
     tokenizer = answering_tokenizer(texts, answers)
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=8192,
-        tie_word_embeddings=False,
-        initializer_range=0.1,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = tiny_config(tokenizer, max_positions=8192)
     model = Qwen3ForCausalLM(config)
     with torch.no_grad():
         # One large coordinate of every embedding survives the layers, so the head's column for it acts as a bias: the
