@@ -39,6 +39,11 @@ _full = partial(Implementation, against="srpo", max_tokens=FULL_VOCABULARY_TOKEN
 
 IMPLEMENTATIONS = {
     "srpo": Implementation("support, teacher scoring, entropy, divergence", lambda: work.srpo, "srpo"),
+    "srpo_inplace": Implementation(
+        "the same, the gradient in the student logits' memory, as in training",
+        lambda: partial(work.srpo, inplace=True),
+        "srpo",
+    ),
     "srpo_labels": Implementation(
         SAME_LABELS, lambda: partial(work.srpo, with_labels=True), "srpo_labels", labels=True
     ),
@@ -79,6 +84,10 @@ IMPLEMENTATIONS = {
         own_inputs=True,
     ),
 }
+
+
+GROWTH = ("srpo", "srpo_inplace")
+"""Also timed on the first tokens of the same logits, to see how time grows with their number."""
 
 
 def applicable(packages: set[str], dtype: str, num_tokens: int) -> list[str]:

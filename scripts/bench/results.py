@@ -139,25 +139,27 @@ def make_rows(case: dict[str, Any], answer: dict[str, Any], extra: dict[str, int
                 row.extra_memory = extra[name] / size if name in extra else None
             rows.append(row)
     head = case["head_tokens"]
-    median, p20, p80 = spread([r["head"] for r in rounds])
-    # A row like the others: SRPO's functions on the case's tokens over the same on the first ones, per token.
-    totals = [sum(r["seconds"]["srpo"].values()) / case["tokens"] for r in rounds]
-    ratio, ratio_p20, ratio_p80 = spread([t / (r["head"] / head) for t, r in zip(totals, rounds, strict=True)])
-    rows.append(
-        Row(
-            **common,
-            rounds=len(rounds),
-            load=answer["load"],
-            implementation=f"srpo, first {head} tokens",
-            phase="per_token",
-            seconds=median / head,
-            seconds_p20=p20 / head,
-            seconds_p80=p80 / head,
-            ratio=ratio,
-            ratio_p20=ratio_p20,
-            ratio_p80=ratio_p80,
+    for name in rounds[0]["head"]:
+        # A row like the others: SRPO's functions on the case's tokens over the same on the first ones, per token.
+        first = [r["head"][name] / head for r in rounds]
+        totals = [sum(r["seconds"][name].values()) / case["tokens"] for r in rounds]
+        median, p20, p80 = spread(first)
+        ratio, ratio_p20, ratio_p80 = spread([t / f for t, f in zip(totals, first, strict=True)])
+        rows.append(
+            Row(
+                **common,
+                rounds=len(rounds),
+                load=answer["load"],
+                implementation=f"{name}, first {head} tokens",
+                phase="per_token",
+                seconds=median,
+                seconds_p20=p20,
+                seconds_p80=p80,
+                ratio=ratio,
+                ratio_p20=ratio_p20,
+                ratio_p80=ratio_p80,
+            )
         )
-    )
     return rows
 
 

@@ -85,24 +85,37 @@ def make_inputs(num_tokens: int, vocab: int, k: int, dtype: torch.dtype, device:
     return Inputs(student, teacher, labels, k)
 
 
-def srpo(inputs: Inputs, clock: Clock, with_labels: bool = False) -> Result:
-    """`topk_support`, `score_teacher`, `distillation_loss` (`token_losses` with labels) and backward."""
-    student = inputs.student.detach().requires_grad_()
+def srpo(inputs: Inputs, clock: Clock, with_labels: bool = False, inplace: bool = False) -> Result:
+    """`topk_support`, `score_teacher`, `distillation_loss` (`token_losses` with labels) and backward.
+
+    `inplace`: the gradient takes the place of the logits, as in the engine; here, of a copy made beforehand.
+    """
+    student = inputs.student.detach()
+    if inplace:
+        student = student.clone()
+        clock.mark("setup")
+    student.requires_grad_()
     support = topk_support(student, inputs.k)
     clock.mark("support")
     log_q, entropy = score_teacher(inputs.teacher, support)
     clock.mark("teacher")
-    if with_labels:
+    if with_labels or inplace:
         losses = token_losses(
-            student, inputs.labels, support_SK=support, teacher_log_probs_SK=log_q, alpha=ALPHA, tail=True
+            student,
+            inputs.labels if with_labels else None,
+            support_SK=support,
+            teacher_log_probs_SK=log_q,
+            alpha=ALPHA,
+            tail=True,
+            inplace_backward=inplace,
         )
         total = losses.divergence_N.sum() + losses.log_probs_N.sum()
     else:
         total = distillation_loss(student, support, log_q, alpha=ALPHA, tail=True).sum()
     clock.mark("student_forward")
-    total.backward()
+    (grad,) = torch.autograd.grad(total, student)
     clock.mark("student_backward")
-    return Result(student.grad, entropy, support)
+    return Result(grad.detach(), entropy, support)
 
 
 def eager(inputs: Inputs, clock: Clock, with_labels: bool = False, cast: bool = False) -> Result:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from scripts.bench.catalogue import IMPLEMENTATIONS
+from scripts.bench.catalogue import GROWTH, IMPLEMENTATIONS
 from scripts.bench.work import Clock, Inputs, Result, Work, errors, make_inputs
 
 PROC = Path("/proc/self")
@@ -79,7 +79,8 @@ def _times(spec: dict[str, Any], inputs: Inputs, works: dict[str, Work], reasons
         if not IMPLEMENTATIONS[name].own_inputs:
             found[name] = errors(inputs, result, IMPLEMENTATIONS[name].labels)
         del result
-    head, copy, exp = _head(spec, inputs, works["srpo"]), _copy(inputs), _exp(inputs)
+    heads = {name: _head(spec, inputs, works[name]) for name in GROWTH if name in works}
+    copy, exp = _copy(inputs), _exp(inputs)
     rounds = []
     for number in range(spec["repeats"]):
         seconds: dict[str, Any] = {}
@@ -87,7 +88,8 @@ def _times(spec: dict[str, Any], inputs: Inputs, works: dict[str, Work], reasons
         for name in order:
             seconds[name], result = _run(works[name], inputs)
             del result
-        rounds.append({"seconds": seconds, "head": head(), "copy": copy(), "exp": exp()})
+        first = {name: head() for name, head in heads.items()}
+        rounds.append({"seconds": seconds, "head": first, "copy": copy(), "exp": exp()})
     return {"rounds": rounds, "errors": found}
 
 

@@ -5,8 +5,10 @@ A chunk of logits is cast up into a scratch buffer that all chunks share; passes
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -17,6 +19,7 @@ LARGE_CPU_CHUNK_ELEMENTS = 2**20
 ACCELERATOR_CHUNK_ELEMENTS = 2**24
 # The larger chunks of a CPU are for those who have this many: scratch memory stays a small share of the logits.
 MANY_CHUNKS = 128
+LN_2 = math.log(2.0)
 
 Rows = slice | torch.Tensor
 """Rows of a matrix: a contiguous run, or int64 indices."""
@@ -29,7 +32,7 @@ def rows_per_chunk(num_tokens: int, vocab_size: int, device: torch.device, chunk
     if device.type != "cpu":
         return max(1, ACCELERATOR_CHUNK_ELEMENTS // vocab_size)
     large = min(LARGE_CPU_CHUNK_ELEMENTS // vocab_size, num_tokens // MANY_CHUNKS)
-    # Softmax runs one row per thread.
+    # Reductions run one row per thread.
     return max(torch.get_num_threads(), CPU_CHUNK_ELEMENTS // vocab_size, large)
 
 
@@ -57,7 +60,7 @@ def entries(logits_MV: torch.Tensor, rows: Rows, ids_CK: torch.Tensor) -> torch.
 
 
 def scratch(logits_MV: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Room for the logits and the probabilities of one chunk in the accumulation dtype, for all chunks of a pass."""
+    """Room for the exponents and the exponentials of one chunk in the accumulation dtype, for all chunks of a pass."""
     dtype = accumulation_dtype(logits_MV.dtype)
     logits_CV = torch.empty(num_rows, logits_MV.shape[1], dtype=dtype, device=logits_MV.device)
     return logits_CV, torch.empty_like(logits_CV)
@@ -73,15 +76,31 @@ def load(logits_MV: torch.Tensor, rows: Rows, out_CV: torch.Tensor) -> torch.Ten
     return out_CV.copy_(logits_MV.index_select(0, rows))
 
 
-def softmax(logits_CV: torch.Tensor, out_CV: torch.Tensor) -> torch.Tensor:
-    """Fill `out_CV` with softmax(logits) times a total near 1 per row, and return that total, (C,).
+def read(logits_MV: torch.Tensor, rows: Rows, room_CV: torch.Tensor) -> torch.Tensor:
+    """The rows' logits in the accumulation dtype, (C, V), to be read only: a view where they are that already."""
+    in_place = isinstance(rows, slice) and logits_MV.dtype == room_CV.dtype
+    return logits_MV[rows] if in_place else load(logits_MV, rows, room_CV)
 
-    One library kernel instead of a pass each to shift, exponentiate and sum. Its own sum is accurate to some 1e-5
-    on a CPU; summing the result again, pairwise, gives what to divide by. Rows of nothing but -inf, and with +inf or
-    NaN, give NaN.
+
+@functools.cache
+def has_slow_exp() -> bool:
+    """Whether exp2 pays on this CPU: torch leaves exp to MKL, which is slow on AMD's, and computes exp2 by itself."""
+    try:
+        return torch.backends.mkl.is_available() and "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def exponentials(shifted_CV: torch.Tensor, temperature: float, out_CV: torch.Tensor) -> float:
+    """Fill `out_CV`, which may be the input, with exp(shifted / temperature).
+
+    The input, if it is another tensor, is left as exponents; returned is the unit that makes nats of them.
     """
-    torch.softmax(logits_CV, dim=-1, out=out_CV)
-    return out_CV.sum(dim=-1)
+    if shifted_CV.device.type == "cpu" and has_slow_exp():
+        torch.exp2(shifted_CV.mul_(1.0 / (LN_2 * temperature)), out=out_CV)
+        return LN_2
+    torch.exp(shifted_CV if temperature == 1.0 else shifted_CV.div_(temperature), out=out_CV)
+    return 1.0
 
 
 def sweep(
@@ -99,29 +118,30 @@ def sweep(
     (C,). With ids `without_CK` these entries are left out. Where nothing is left: (-inf, NaN, 0).
     """
     count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-    max_C, largest_C, total_C, mean_C = torch.zeros(4, count, dtype=rooms[0].dtype, device=logits_MV.device)
+    max_C1, total_C1, mean_C1 = torch.zeros(3, count, 1, dtype=rooms[0].dtype, device=logits_MV.device)
+    unit = 1.0
     for part in token_chunks(count, max(1, len(rooms[0]))):
-        logits_CV = load(logits_MV, part_of(rows, part), rooms[0])
-        probs_CV = rooms[1][: len(logits_CV)]
-        if without_CK is not None:
-            logits_CV.scatter_(1, without_CK[part], -math.inf)
-        torch.amax(logits_CV, dim=-1, out=max_C[part])
+        here, max_R1 = part_of(rows, part), max_C1[part]
+        room_RV, weights_RV = (room[: len(max_R1)] for room in rooms)
+        if without_CK is None:
+            logits_RV = read(logits_MV, here, room_RV)
+        else:
+            logits_RV = load(logits_MV, here, room_RV).scatter_(1, without_CK[part], -math.inf)
+        torch.amax(logits_RV, dim=-1, keepdim=True, out=max_R1)
         # Shift before scaling and before the products: no rounding of large logits enters them then.
-        if temperature != 1.0 or with_entropy:
-            logits_CV.sub_(max_C[part, None])
-        if temperature != 1.0:
-            logits_CV.div_(temperature)
-        total_C[part] = softmax(logits_CV, probs_CV)
-        torch.amax(probs_CV, dim=-1, out=largest_C[part])
+        torch.sub(logits_RV, max_R1, out=room_RV)
+        weights_RV = weights_RV if with_entropy else room_RV
+        unit = exponentials(room_RV, temperature, weights_RV)
+        torch.sum(weights_RV, dim=-1, keepdim=True, out=total_C1[part])
         if with_entropy:
             # nansum: 0 * -inf counts as 0.
-            mean_C[part] = probs_CV.mul_(logits_CV).nansum(dim=-1)
-    # The largest entry of `softmax` is exp(0) over the normaliser, times the total.
-    log_norm_C = (total_C / largest_C).log_()
+            torch.nansum(weights_RV.mul_(room_RV), dim=-1, keepdim=True, out=mean_C1[part])
+    max_C, total_C, mean_C = max_C1[:, 0], total_C1[:, 0], mean_C1[:, 0]
+    log_norm_C = total_C.log()
     if not with_entropy:
         return max_C, log_norm_C, None
     # Both terms are >= 0.
-    return max_C, log_norm_C, (log_norm_C - mean_C / total_C).masked_fill_(max_C == -math.inf, 0.0)
+    return max_C, log_norm_C, (log_norm_C - mean_C / total_C * unit).masked_fill_(max_C == -math.inf, 0.0)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

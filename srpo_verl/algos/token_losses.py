@@ -27,13 +27,13 @@ from srpo_verl.algos.chunks import (
     check_support,
     check_temperature_and_chunk,
     entries,
-    load,
+    exponentials,
     part_of,
     pick,
     raise_on_bad_row,
+    read,
     rows_per_chunk,
     scratch,
-    softmax,
     sweep,
     token_chunks,
 )
@@ -220,8 +220,9 @@ class _TokenLosses(torch.autograd.Function):
     where ... is the line of the plain token. Since share_v is normalised by itself, small tails keep their relative
     precision. All of it is divided by the temperature.
 
-    Logits are shifted before anything else, so that no rounding of large logits enters: `shift_N` holds the shift
-    of each token, `lse_N` the logsumexp of its sweep, relative to the shift and after the temperature.
+    Logits are shifted before anything else, so that no rounding of large logits enters: those of a sweep by the
+    largest of them, `max_N`, those of the support by theirs. `log_norm_N` is the logsumexp of the sweep, relative to
+    `max_N` and after the temperature.
     """
 
     @staticmethod
@@ -237,20 +238,20 @@ class _TokenLosses(torch.autograd.Function):
         num_tokens, temperature = plan.num_plain + plan.num_distilled, plan.temperature
         log_probs_N = torch.empty(0 if labels_N is None else num_tokens, dtype=dtype, device=device)
         entropy_N = torch.empty(num_tokens if plan.with_entropy else 0, dtype=dtype, device=device)
-        divergence_N, shift_N, lse_N, finite_N = torch.zeros(4, num_tokens, dtype=dtype, device=device)
+        divergence_N, max_N, log_norm_N, finite_N = torch.zeros(4, num_tokens, dtype=dtype, device=device)
         log_mass_S = torch.empty(plan.num_distilled, dtype=dtype, device=device)
         rooms = plan.scratch(logits_MV)
 
         if labels_N is not None or plan.with_entropy:
             for tokens in plan.plain():
                 rows = plan.rows(tokens)
-                shift_C, lse_C, entropy_C = sweep(
-                    logits_MV, rows, rooms, plan.temperature, with_entropy=plan.with_entropy
+                max_C, log_norm_C, entropy_C = sweep(
+                    logits_MV, rows, rooms, temperature, with_entropy=plan.with_entropy
                 )
-                shift_N[tokens], lse_N[tokens], finite_N[tokens] = shift_C, lse_C, shift_C
+                max_N[tokens], log_norm_N[tokens], finite_N[tokens] = max_C, log_norm_C, max_C
                 if labels_N is not None:
                     label_C = entries(logits_MV, rows, labels_N[tokens, None])[:, 0]
-                    log_probs_N[tokens] = (label_C - shift_C) / temperature - lse_C
+                    log_probs_N[tokens] = (label_C - max_C) / temperature - log_norm_C
                 if entropy_C is not None:
                     entropy_N[tokens] = entropy_C
 
@@ -262,15 +263,14 @@ class _TokenLosses(torch.autograd.Function):
                 max_C, log_norm_C, rest_entropy_C = sweep(
                     logits_MV, rows, rooms, temperature, with_entropy=plan.with_entropy, without_CK=ids_CK
                 )
-                # An infinite maximum, of an empty rest or of +inf, is the logsumexp.
-                rest_lse_C = torch.where(torch.isinf(max_C), max_C, (max_C - shift_C) / temperature + log_norm_C)
-                lse_N[tokens] = rest_lse_C
+                rest_lse_C = _rest_lse(max_C, log_norm_C, shift_C, temperature)
+                max_N[tokens], log_norm_N[tokens] = max_C, log_norm_C
             log_p_CJ, lse_C = student_buckets(logits_CK, rest_lse_C if plan.has_tail else None)
             log_q_CJ, log_mass_S[picked] = teacher_buckets(teacher_log_probs_SK[picked], log_p_CJ, plan.has_tail)
             # Mathematically >= 0 already; rounding can leave a -1e-8.
             divergence_N[tokens] = bucket_divergence(log_p_CJ, log_q_CJ, plan.alpha).clamp_(min=0.0)
             lse_C = _complete(lse_C, rest_lse_C, plan.has_tail)
-            shift_N[tokens], finite_N[tokens] = shift_C, lse_C
+            finite_N[tokens] = lse_C
             if labels_N is not None:
                 label_C = entries(logits_MV, rows, labels_N[tokens, None])[:, 0]
                 log_probs_N[tokens] = (label_C - shift_C) / temperature - lse_C
@@ -284,14 +284,14 @@ class _TokenLosses(torch.autograd.Function):
         raise_on_bad_row("student_logits", finite_N)
         check_teacher_mass(log_mass_S, plan.has_tail)
 
-        ctx.save_for_backward(logits_MV, labels_N, support_SK, teacher_log_probs_SK, shift_N, lse_N, entropy_N)
+        ctx.save_for_backward(logits_MV, labels_N, support_SK, teacher_log_probs_SK, max_N, log_norm_N, entropy_N)
         ctx.plan = plan
         return log_probs_N, divergence_N, entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_log_probs_N, grad_divergence_N, grad_entropy_N):
-        logits_MV, labels_N, support_SK, teacher_log_probs_SK, shift_N, lse_N, entropy_N = ctx.saved_tensors
+        logits_MV, labels_N, support_SK, teacher_log_probs_SK, max_N, log_norm_N, entropy_N = ctx.saved_tensors
         plan: _Plan = ctx.plan
         f_N = grad_divergence_N / plan.temperature
         g_N = torch.zeros_like(f_N) if labels_N is None else grad_log_probs_N / plan.temperature
@@ -305,7 +305,7 @@ class _TokenLosses(torch.autograd.Function):
 
         for tokens in plan.plain():
             g_C = g_N[tokens]
-            plain = _Sweep(shift_N[tokens], lse_N[tokens], -g_C, plan.temperature)
+            plain = _Sweep(max_N[tokens], log_norm_N[tokens], -g_C, plan.temperature)
             if h_N is not None:
                 plain.entropy(h_N[tokens], entropy_N[tokens])
             labels_C = None if labels_N is None else labels_N[tokens]
@@ -315,7 +315,8 @@ class _TokenLosses(torch.autograd.Function):
             rows, picked, g_C = plan.rows(tokens), pick(picks, block), g_N[tokens]
             ids_CK = support_SK[picked].long()
             logits_CK, shift_C = _support_logits(logits_MV, rows, ids_CK, plan.temperature)
-            rest_lse_C = lse_N[tokens] if plan.needs_rest else None
+            max_C, log_norm_C = max_N[tokens], log_norm_N[tokens]
+            rest_lse_C = _rest_lse(max_C, log_norm_C, shift_C, plan.temperature) if plan.needs_rest else None
             log_p_CJ, lse_C = student_buckets(logits_CK, rest_lse_C if plan.has_tail else None)
             log_q_CJ, _ = teacher_buckets(teacher_log_probs_SK[picked], log_p_CJ, plan.has_tail)
             lse_C = _complete(lse_C, rest_lse_C, plan.has_tail)
@@ -331,7 +332,7 @@ class _TokenLosses(torch.autograd.Function):
             if rest_lse_C is not None:
                 log_rest_C = rest_lse_C - lse_C
                 rest_C = -g_C * log_rest_C.exp() + (bucket_CJ[:, -1] if plan.has_tail else 0.0)
-                rest = _Sweep(shift_C, rest_lse_C, rest_C, plan.temperature)
+                rest = _Sweep(max_C, log_norm_C, rest_C, plan.temperature)
                 if h_N is not None:
                     # log p = log share + log p_rest
                     rest.entropy(h_N[tokens] * log_rest_C.exp(), entropy_N[tokens] + log_rest_C.clamp(min=LOG_ZERO))
@@ -350,6 +351,13 @@ def _support_logits(
     return logits_CK.sub_(shift_C[:, None]).div_(temperature), shift_C
 
 
+def _rest_lse(
+    max_C: torch.Tensor, log_norm_C: torch.Tensor, shift_C: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """The logsumexp off the support, relative to the support's shift; infinite where the maximum is (empty, +inf)."""
+    return torch.where(torch.isinf(max_C), max_C, (max_C - shift_C) / temperature + log_norm_C)
+
+
 def _complete(lse_C: torch.Tensor, rest_lse_C: torch.Tensor | None, has_tail: bool) -> torch.Tensor:
     """The logsumexp over the vocabulary, from that over the buckets."""
     return lse_C if has_tail or rest_lse_C is None else torch.logaddexp(lse_C, rest_lse_C)
@@ -363,37 +371,39 @@ def _p_log_p(log_p: torch.Tensor) -> torch.Tensor:
 class _Sweep:
     """How a block's logits become the gradient share_v * (coefficient - h (log share_v + entropy)).
 
-    share = exp((z - shift) / temperature - lse), the softmax of the sweep.
+    share = exp((z - max) / temperature - log_norm), the softmax of the sweep.
     """
 
-    def __init__(self, shift_C: torch.Tensor, lse_C: torch.Tensor, coefficient_C: torch.Tensor, temperature: float):
-        self.shift_C, self.lse_C, self.coefficient_C = shift_C, lse_C, coefficient_C
+    def __init__(self, max_C: torch.Tensor, log_norm_C: torch.Tensor, coefficient_C: torch.Tensor, temperature: float):
+        # Where nothing is left off the support, every entry of it is -inf.
+        is_empty_C = max_C == -math.inf
+        self.max_C1 = max_C.masked_fill(is_empty_C, 0.0)[:, None]
+        self.log_norm_C1 = log_norm_C.masked_fill(is_empty_C, 0.0)[:, None]
+        self.factor_C1 = coefficient_C[:, None] / self.log_norm_C1.exp()
         self.temperature = temperature
-        self.h_C: torch.Tensor | None = None
+        self.slope_C1: torch.Tensor | None = None
 
     def entropy(self, h_C: torch.Tensor, entropy_C: torch.Tensor) -> None:
         """Add the gradient of the entropy."""
-        self.h_C, self.entropy_C = h_C, entropy_C
+        self.slope_C1 = -h_C[:, None] / self.log_norm_C1.exp()
+        self.offset_C1 = entropy_C[:, None] - self.log_norm_C1
 
     def gradient(
-        self, logits_CV: torch.Tensor, without_CK: torch.Tensor | None, part: slice, out_CV: torch.Tensor
+        self, logits_CV: torch.Tensor, part: slice, exponents_CV: torch.Tensor, out_CV: torch.Tensor
     ) -> torch.Tensor:
-        """Of one chunk, in the memory of `out_CV`; the logits are lost."""
-        if self.temperature != 1.0 or self.h_C is not None:
-            logits_CV.sub_(self.shift_C[part, None]).div_(self.temperature)
-        if without_CK is not None:
-            # Where nothing is left off the support, one entry of it keeps a finite logit: a softmax needs one. The
-            # support's own gradient is written over it.
-            hole_CK = torch.full(without_CK.shape, -math.inf, dtype=logits_CV.dtype, device=logits_CV.device)
-            hole_CK[:, 0].masked_fill_(self.lse_C[part] == -math.inf, 0.0)
-            logits_CV.scatter_(1, without_CK, hole_CK)
-        total_C = softmax(logits_CV, out_CV)
-        if self.h_C is None:
-            return out_CV.mul_((self.coefficient_C[part] / total_C)[:, None])
-        lse_C = self.lse_C[part].masked_fill(self.lse_C[part] == -math.inf, 0.0)
-        factor_CV = logits_CV.sub_(lse_C[:, None]).clamp_(min=LOG_ZERO)  # log share
-        factor_CV.add_(self.entropy_C[part, None]).mul_(-self.h_C[part, None]).add_(self.coefficient_C[part, None])
-        return out_CV.div_(total_C[:, None]).mul_(factor_CV)
+        """Of one chunk, in the memory of `out_CV`, which may be the logits'.
+
+        With an entropy, `exponents_CV` is scratch memory, and not that of `out_CV`. Entries above the maximum, those that the sweep left out, get anything.
+        """
+        if self.slope_C1 is None:
+            torch.sub(logits_CV, self.max_C1[part], out=out_CV)
+            exponentials(out_CV, self.temperature, out_CV)
+            return out_CV.mul_(self.factor_C1[part])
+        torch.sub(logits_CV, self.max_C1[part], out=exponents_CV)
+        unit = exponentials(exponents_CV, self.temperature, out_CV)
+        # log share + entropy; an entry of -inf has share 0.
+        bracket_CV = exponents_CV.mul_(unit).clamp_(min=LOG_ZERO).add_(self.offset_C1[part])
+        return out_CV.mul_(bracket_CV.mul_(self.slope_C1[part]).add_(self.factor_C1[part]))
 
 
 def _write_gradient(
@@ -411,14 +421,16 @@ def _write_gradient(
     """The gradient of a block: the sweep (None: 0), the support's entries in its place, g added at the labels."""
     for part in plan.chunks(len(g_C)):
         here = part_of(rows, part)
+        exponents_CV, room_CV = (room_RV[: part.stop - part.start] for room_RV in rooms)
+        if sweep is None or sweep.slope_C1 is None:
+            room_CV = exponents_CV  # one room is enough, and stays in the caches
         # Where it belongs, if that can be computed in place.
-        in_place = isinstance(here, slice) and grad_MV.dtype == rooms[1].dtype
-        grad_CV = grad_MV[here] if in_place else rooms[1][: part.stop - part.start]
+        in_place = isinstance(here, slice) and grad_MV.dtype == room_CV.dtype
+        grad_CV = grad_MV[here] if in_place else room_CV
         if sweep is None:
             grad_CV.zero_()
         else:
-            without_CK = None if ids_CK is None else ids_CK[part]
-            sweep.gradient(load(logits_MV, here, rooms[0]), without_CK, part, grad_CV)
+            sweep.gradient(read(logits_MV, here, exponents_CV), part, exponents_CV, grad_CV)
         if ids_CK is not None and support_CK is not None:
             grad_CV.scatter_(1, ids_CK[part], support_CK[part])
         if labels_C is not None:

@@ -10,7 +10,7 @@ import torch
 
 from scripts import bench_kernels
 from scripts.bench import results, work
-from scripts.bench.catalogue import IMPLEMENTATIONS, applicable
+from scripts.bench.catalogue import GROWTH, IMPLEMENTATIONS, applicable
 from scripts.bench.results import LIMITS, TRAFFIC, Row, judge, make_rows, spread
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
@@ -60,9 +60,9 @@ def test_command_writes_the_csv_and_the_figure(measured, rows):
 
 def test_every_implementation_in_every_phase(rows):
     seen = {(row["implementation"], row["phase"]) for row in rows}
-    whole = ("srpo", "srpo_labels", "eager", "eager_labels", "eager_cast")
+    whole = ("srpo", "srpo_inplace", "srpo_labels", "eager", "eager_labels", "eager_cast")
     expected = {(name, phase) for name in whole for phase in TRAFFIC}
-    expected |= {("logsumexp", "teacher"), ("srpo, first 5 tokens", "per_token")}
+    expected |= {("logsumexp", "teacher")} | {(f"{name}, first 5 tokens", "per_token") for name in GROWTH}
     assert seen == expected
     assert len(rows) == len(expected)
 
@@ -93,7 +93,7 @@ def test_check_fails_where_a_limit_is_missed(name, monkeypatch, tmp_path, capsys
                     **{which: dict.fromkeys(work.STAGES, 1.0) for which in ("eager", "eager_labels")},
                     "logsumexp": {"teacher": 0.2},
                 },
-                "head": 0.04,
+                "head": {"srpo": 0.04},
                 "copy": 1e10,
                 "exp": 1e9,
             }
@@ -142,7 +142,11 @@ def test_large_cases_are_judged_and_the_worst_counts():
     rows = []
     for tokens, factor in ((1, 9.0), (2, 2.0), (3, 1.0)):
         seconds = {"srpo": {stage: factor * value for stage, value in ours.items()}, "eager": theirs}
-        answer = {"rounds": [{"seconds": seconds, "head": 0.2, "copy": 1.0, "exp": 1.0}], "errors": {}, "load": 0.0}
+        answer = {
+            "rounds": [{"seconds": seconds, "head": {"srpo": 0.2}, "copy": 1.0, "exp": 1.0}],
+            "errors": {},
+            "load": 0.0,
+        }
         rows += make_rows({**case, "tokens": tokens}, answer, {"srpo": 4})
     verdicts = {verdict.name: verdict for verdict in judge(rows)}
     assert verdicts["pipeline / eager"].worst == pytest.approx(0.2)  # of N = 2 and 3, not of N = 1
@@ -157,7 +161,7 @@ def test_spread():
     assert spread([5.0, 1.0, 2.0, 4.0, 3.0, 6.0]) == (3.5, 2.0, 5.0)
 
 
-@pytest.mark.parametrize("name", ["srpo", "srpo_labels", "eager", "eager_labels"])
+@pytest.mark.parametrize("name", ["srpo", "srpo_inplace", "srpo_labels", "eager", "eager_labels"])
 def test_all_make_the_same_gradient_and_entropy(name):
     inputs = work.make_inputs(4, 500, 7, torch.float32, torch.device("cpu"))
     result = IMPLEMENTATIONS[name].load()(inputs, work.Clock(inputs.student.device))
