@@ -393,7 +393,8 @@ class _Sweep:
     ) -> torch.Tensor:
         """Of one chunk, in the memory of `out_CV`, which may be the logits'.
 
-        With an entropy, `exponents_CV` is scratch memory, and not that of `out_CV`. Entries above the maximum, those that the sweep left out, get anything.
+        With an entropy, `exponents_CV` is scratch memory, and not that of `out_CV`. Entries above the maximum, those
+        that the sweep left out, get anything.
         """
         if self.slope_C1 is None:
             torch.sub(logits_CV, self.max_C1[part], out=out_CV)
