@@ -50,6 +50,9 @@ class AdapterWeights:
         """The student's shards of the adapters, in place, in the order of `names`."""
         return shards(self.student.module, set(self.names))
 
+    def prefetch(self) -> None:
+        """Nothing: adapters are small, and have no place on the device but the student's own."""
+
     @contextmanager
     def scoring(self) -> Iterator[SrpoEngine]:
         """The student's engine with the teacher's adapters; afterwards it has its own again, to the bit."""

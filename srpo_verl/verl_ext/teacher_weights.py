@@ -96,10 +96,25 @@ class TeacherWeights:
 
     def __init__(self, teacher: SrpoEngine, student: SrpoEngine, srpo: SrpoConfig):
         self.teacher, self.student, self.config = teacher, student, srpo.teacher
+        self._copies = get_torch_device().Stream()
+
+    def prefetch(self) -> None:
+        """Start the copy of an offloaded teacher to the device, beside what the device computes next.
+
+        `scoring` has to follow, which takes the weights off the device again. Without it before, `scoring` copies.
+        """
+        if not self.teacher.is_param_offload_enabled:
+            return
+        device = get_torch_device()
+        # The copy back to the host is ahead in the present stream, and memory freed there is used again here.
+        self._copies.wait_stream(device.current_stream())
+        with device.stream(self._copies):
+            self.teacher.to(get_device_name(), model=True, optimizer=False, grad=False)
 
     @contextmanager
     def scoring(self) -> Iterator[SrpoEngine]:
         """The engine that scores as the teacher."""
+        get_torch_device().current_stream().wait_stream(self._copies)
         yield self.teacher
 
     def step(self) -> float:

@@ -96,6 +96,13 @@ class SrpoWorker(ActorRolloutRefWorker):
             self.teacher_weights = TeacherWeights(teacher, self.actor.engine, self.srpo)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def compute_log_prob(self, data: TensorDict) -> TensorDict:
+        """veRL's pass over the old log-probs; an offloaded teacher travels to the device meanwhile."""
+        if self.teacher_weights and tu.get_non_tensor_data(data, DISTILL, default=False):
+            self.teacher_weights.prefetch()
+        return super().compute_log_prob(data)
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict:
         """Teacher pass, veRL's update over all optimizer mini-batches, EMA step."""
         metrics: dict[str, float] = {}

@@ -87,7 +87,8 @@ def test_distance_is_zero_at_equality_and_its_sums_add_up_over_shards():
     teacher, student = torch.randn(10, 4, generator=generator), torch.randn(10, 4, generator=generator)
     assert squared_distance([student], [student])[0] == 0
     parts = sum(squared_distance([teacher[rows]], [student[rows]]) for rows in (slice(0, 3), slice(3, 10)))
-    torch.testing.assert_close(parts, squared_distance([teacher], [student]), rtol=1e-12, atol=0)
+    # Within a chunk the sum is fp32: the same numbers in other parts differ by a few roundings (6e-8).
+    torch.testing.assert_close(parts, squared_distance([teacher], [student]), rtol=1e-6, atol=0)
 
 
 def test_distance_is_summed_in_float64():

@@ -150,7 +150,9 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             worker.init_model()
             worker.load_checkpoint(str(out / case.name / "actor"))
         has_support = config.srpo.distillation.top_k is not None and bool(routing.sdpo_B.any())
-        log_prob_batch = fresh_batch(calculate_entropy=True, compute_loss=False, **{schema.WANT_SUPPORT: has_support})
+        distill = bool(routing.sdpo_B.any())
+        flags = {schema.WANT_SUPPORT: has_support, schema.DISTILL: distill}
+        log_prob_batch = fresh_batch(calculate_entropy=True, compute_loss=False, **flags)
         # Under sequence parallelism the ranks hold the same rows, and one of them answers.
         answer = [worker.compute_log_prob(log_prob_batch)]
         if worker.actor.engine.use_ulysses_sp:
@@ -165,7 +167,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             epochs=1,
             seed=0,
             dataloader_kwargs={"shuffle": False},
-            **{schema.DISTILL: bool(routing.sdpo_B.any())},
+            **{schema.DISTILL: distill},
         )
         fresh = response_from_nested(output["log_probs"], batch["response_mask"]).unbind()
         batch["old_log_probs"] = jagged(
