@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from scripts.bench.results import Row
 
@@ -49,12 +50,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.set_xticks(range(len(shown)), [f"{dtype}\nN = {tokens}" for dtype, tokens in shown])
         axes.spines[["top", "right"]].set_visible(False)
     if shown:
-        times.legend(frameon=False)
+        times.legend(frameon=False, ncols=2)
+        times.set_ylim(top=1.35 * times.get_ylim()[1])  # room for the legend
     times.set_ylabel("ms per token")
     times.set_title("Support, teacher scoring, entropy,\ndivergence forward and backward")
     memory.set_yscale("log")
     memory.yaxis.set_major_formatter("{x:g}")
-    memory.yaxis.set_minor_formatter("{x:g}")
+    memory.yaxis.set_minor_formatter(NullFormatter())
     memory.set_ylabel("% of one logits tensor")
     memory.set_title("Peak memory beyond both logits tensors\nand the gradient")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -212,8 +212,9 @@ def one_rank(model: Path, sizes: Sizes, shares: list[float], repeats: int, repor
         variants[f"srpo {share:g}"] = lambda share=share: update("srpo", round(share * sizes.rows))  # type: ignore[misc]
     times: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats + 1):
-        for name, variant in variants.items():
-            elapsed = variant()
+        # Every second round in reverse: nobody always follows the same neighbour, and what it leaves in the caches.
+        for name in list(variants)[:: 1 if repeat % 2 == 0 else -1]:
+            elapsed = variants[name]()
             if repeat:  # the first round warms up
                 times[name].append(elapsed)
         report(f"response {sizes.response}: round {repeat} of {repeats}")
