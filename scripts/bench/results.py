@@ -110,56 +110,44 @@ def make_rows(case: dict[str, Any], answer: dict[str, Any], extra: dict[str, int
     elements = case["tokens"] * case["vocab"]
     size = elements * BYTES[case["dtype"]]
     rounds = answer["rounds"]
+    common |= {"rounds": len(rounds), "load": answer["load"]}
     copy, exp = (statistics.median(r[key] for r in rounds) for key in ("copy", "exp"))
-    rows = []
+    rows: list[Row] = []
+
+    def add(name: str, phase: str, seconds: Sequence[float], ratios: Sequence[float]) -> Row:
+        times, relative = spread(seconds), spread(ratios)
+        row = Row(
+            **common,
+            implementation=name,
+            phase=phase,
+            seconds=times[0],
+            seconds_p20=times[1],
+            seconds_p80=times[2],
+            ratio=relative[0],
+            ratio_p20=relative[1],
+            ratio_p80=relative[2],
+        )
+        rows.append(row)
+        return row
+
     for name in rounds[0]["seconds"]:
         ours = [_phases(r["seconds"][IMPLEMENTATIONS[name].against]) for r in rounds]
         theirs = [_phases(r["seconds"][name]) for r in rounds]
         for phase in _reported(name):
-            median, p20, p80 = spread([t[phase] for t in theirs])
-            ratio, ratio_p20, ratio_p80 = spread([o[phase] / t[phase] for o, t in zip(ours, theirs, strict=True)])
-            row = Row(
-                **common,
-                rounds=len(rounds),
-                load=answer["load"],
-                implementation=name,
-                phase=phase,
-                seconds=median,
-                seconds_p20=p20,
-                seconds_p80=p80,
-                ratio=ratio,
-                ratio_p20=ratio_p20,
-                ratio_p80=ratio_p80,
-            )
+            ratios = [o[phase] / t[phase] for o, t in zip(ours, theirs, strict=True)]
+            row = add(name, phase, [t[phase] for t in theirs], ratios)
             if name == "srpo":
                 moves, exps = TRAFFIC[phase]
                 row.bytes_limit, row.exp_limit = moves * size / copy, exps * elements / exp
             if phase == "pipeline":
                 row.gradient_error, row.entropy_error = answer["errors"].get(name, (None, None))
                 row.extra_memory = extra[name] / size if name in extra else None
-            rows.append(row)
     head = case["head_tokens"]
     for name in rounds[0]["head"]:
         # A row like the others: SRPO's functions on the case's tokens over the same on the first ones, per token.
         first = [r["head"][name] / head for r in rounds]
         totals = [sum(r["seconds"][name].values()) / case["tokens"] for r in rounds]
-        median, p20, p80 = spread(first)
-        ratio, ratio_p20, ratio_p80 = spread([t / f for t, f in zip(totals, first, strict=True)])
-        rows.append(
-            Row(
-                **common,
-                rounds=len(rounds),
-                load=answer["load"],
-                implementation=f"{name}, first {head} tokens",
-                phase="per_token",
-                seconds=median,
-                seconds_p20=p20,
-                seconds_p80=p80,
-                ratio=ratio,
-                ratio_p20=ratio_p20,
-                ratio_p80=ratio_p80,
-            )
-        )
+        add(f"{name}, first {head} tokens", "per_token", first, [t / f for t, f in zip(totals, first, strict=True)])
     return rows
 
 
