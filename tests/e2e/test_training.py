@@ -156,8 +156,9 @@ def test_resuming_equals_not_having_stopped(inputs, uninterrupted, tmp_path):
             assert after[name] == pytest.approx(before[name], rel=1e-4, abs=1e-7), (step, name)
 
 
-def test_two_ranks_of_fsdp1(inputs, tmp_path):
-    run = train(inputs, tmp_path, *SRPO, "trainer.n_gpus_per_node=2", "actor_rollout_ref.actor.strategy=fsdp")
+def test_two_ranks_of_fsdp1_with_the_teacher_on_the_cpu(inputs, tmp_path):
+    two_ranks = ["trainer.n_gpus_per_node=2", "actor_rollout_ref.actor.strategy=fsdp"]
+    run = train(inputs, tmp_path, *SRPO, *two_ranks, "srpo.teacher.cpu_offload=true")
     for step in (1, 2):
         assert [name for name in METRICS if name not in run.metrics[step]] == []
         assert run.metrics[step]["srpo/weight_mean"] == pytest.approx(1.0, abs=1e-5)

@@ -4,9 +4,13 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+import torch
+from verl.utils import tensordict_utils as tu
 
 from srpo_verl.verl_ext import teacher_weights
+from srpo_verl.verl_ext.schema import DISTILL
 from srpo_verl.verl_ext.teacher_weights import TeacherWeights
+from srpo_verl.verl_ext.worker import SrpoWorker
 
 SRPO = SimpleNamespace(teacher=SimpleNamespace(kind="ema", ema_rate=0.05, cpu_offload=True))
 
@@ -67,3 +71,16 @@ def test_copy_starts_early_and_is_waited_for(device):
 def test_a_teacher_on_the_device_stays_there(device):
     weights(device, offloaded=False).prefetch()
     assert device.log == []
+
+
+@pytest.mark.parametrize("distill", [True, False])
+def test_only_a_step_that_distils_fetches_the_teacher(distill):
+    """Nothing would take it off the device again otherwise."""
+    log = []
+    worker = object.__new__(SrpoWorker)
+    worker.teacher_weights = SimpleNamespace(prefetch=lambda: log.append("fetch"))
+    worker.actor = SimpleNamespace(infer_batch=lambda data: log.append("old log-probs"))
+    worker.enable_routing_replay = False
+    data = tu.get_tensordict({"rows": torch.zeros(2)}, non_tensor_dict={DISTILL: distill})
+    worker.compute_log_prob(data)
+    assert log == (["fetch"] if distill else []) + ["old log-probs"]
