@@ -38,17 +38,19 @@ def squared_distance(teacher: Iterable[torch.Tensor], student: Iterable[torch.Te
 
     The relative L2 distance of the whole set is the square root of their quotient; sums of shards add up.
     """
-    sums: torch.Tensor | None = None
+    parts = []
+    room = torch.empty(0)
     with torch.no_grad():
         for average, source in zip(teacher, student, strict=True):
-            if sums is None:
-                sums = torch.zeros(2, dtype=torch.float64, device=average.device)
             # In chunks: no second copy of a weight, and on a CPU the differences stay in its caches.
             size = CPU_CHUNK if average.device.type == "cpu" else ACCELERATOR_CHUNK
+            if room.dtype != average.dtype or room.device != average.device or len(room) < min(size, average.numel()):
+                room = average.new_empty(min(size, average.numel()))
             for ours, theirs in zip(average.reshape(-1).split(size), source.reshape(-1).split(size), strict=True):
                 theirs = theirs.to(device=average.device, dtype=average.dtype)
-                difference = ours - theirs
+                difference = torch.sub(ours, theirs, out=room[: len(ours)])
                 # Within a chunk fp32 is exact enough (1e-6); the chunks add up in float64.
-                sums[0] += difference.dot(difference)
-                sums[1] += theirs.dot(theirs)
-    return torch.zeros(2, dtype=torch.float64) if sums is None else sums.cpu()
+                parts += [difference.dot(difference), theirs.dot(theirs)]
+    if not parts:
+        return torch.zeros(2, dtype=torch.float64)
+    return torch.stack(parts).to("cpu", torch.float64).view(-1, 2).sum(dim=0)
