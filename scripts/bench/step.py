@@ -199,14 +199,14 @@ def one_rank(model: Path, sizes: Sizes, shares: list[float], repeats: int, repor
         return seconds(lambda: workers[name].update_actor(batch))[0]
 
     def forward() -> float:
-        batch = rollouts.batch(None, prompts=rollouts.reprompts)
+        batch = rollouts.batch(0, prompts=rollouts.reprompts)
         tu.assign_non_tensor(batch, compute_loss=False)
-        return seconds(lambda: workers["stock"].compute_log_prob(batch))[0]
+        return seconds(lambda: workers["grpo"].compute_log_prob(batch))[0]
 
     variants: dict[str, Callable[[], float]] = {
         "stock grpo": lambda: update("stock", None),
         "grpo": lambda: update("grpo", 0),
-        "stock forward of all teacher tokens": forward,
+        "forward of all teacher tokens": forward,
     }
     for share in shares:
         variants[f"srpo {share:g}"] = lambda share=share: update("srpo", round(share * sizes.rows))  # type: ignore[misc]

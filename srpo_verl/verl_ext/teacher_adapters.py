@@ -13,15 +13,14 @@ from verl.utils.device import get_device_name, get_torch_device
 from verl.utils.fsdp_utils import FSDPModule
 
 from srpo_verl.config.schema import SrpoConfig
-from srpo_verl.teacher.ema import ema_step
 from srpo_verl.verl_ext.engine import SrpoEngine
 from srpo_verl.verl_ext.teacher_weights import (
     ADAPTER_FILE,
     holds_adapters,
     no_teacher,
-    relative_distance,
     settle,
     shards,
+    step_and_measure,
     teacher_folder,
 )
 
@@ -83,9 +82,7 @@ class AdapterWeights:
         Nothing is averaged for a frozen teacher.
         """
         settle(self.student.module)
-        if self.config.kind == "ema":
-            ema_step(self.average, self._adapters(), self.config.ema_rate)
-        return relative_distance(self.average, self._adapters())
+        return step_and_measure(self.average, self._adapters(), self.config)
 
     def save(self, actor_path: str, global_step: int, max_to_keep: int | None) -> None:
         """Save the adapters beside veRL's actor checkpoint, the frozen teacher's as well.

@@ -19,7 +19,7 @@ from verl.utils.fsdp_utils import FSDPModule
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine.base import EngineRegistry
 
-from srpo_verl.config.schema import SrpoConfig
+from srpo_verl.config.schema import SrpoConfig, TeacherConfig
 from srpo_verl.teacher.ema import ema_step, squared_distance
 from srpo_verl.verl_ext.engine import TEACHER_TYPE, SrpoEngine
 
@@ -84,9 +84,13 @@ def shards(module: torch.nn.Module, names: Container[str] | None = None) -> Iter
             yield parameter.to_local() if isinstance(parameter, DTensor) else parameter.data
 
 
-def relative_distance(teacher: Iterable[torch.Tensor], student: Iterable[torch.Tensor]) -> float:
-    """||theta' - theta|| / ||theta|| over the given tensors of all ranks."""
-    sums = squared_distance(teacher, student).to(get_device_name())
+def step_and_measure(
+    teacher: Iterable[torch.Tensor], student: Iterable[torch.Tensor], settings: TeacherConfig
+) -> float:
+    """The EMA step (of an `ema` teacher); ||theta' - theta|| / ||theta|| afterwards, over the tensors of all ranks."""
+    is_averaged = settings.kind == "ema"
+    sums = ema_step(teacher, student, settings.ema_rate) if is_averaged else squared_distance(teacher, student)
+    sums = sums.to(get_device_name())
     dist.all_reduce(sums)
     return (sums[0] / sums[1]).sqrt().item()
 
@@ -124,9 +128,7 @@ class TeacherWeights:
         """
         settle(self.teacher.module)
         settle(self.student.module)
-        if self.config.kind == "ema":
-            ema_step(shards(self.teacher.module), shards(self.student.module), self.config.ema_rate)
-        return relative_distance(shards(self.teacher.module), shards(self.student.module))
+        return step_and_measure(shards(self.teacher.module), shards(self.student.module), self.config)
 
     def save(self, actor_path: str, global_step: int, max_to_keep: int | None) -> None:
         """Save beside veRL's actor checkpoint. A frozen teacher is the initial model, so nothing is written."""

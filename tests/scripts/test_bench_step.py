@@ -40,6 +40,7 @@ def test_ratios_are_of_the_same_round_and_predictions_of_the_teacher_tokens():
         ({"zero": 1.03}, "srpo 0 at 64 tokens takes 1.030, limit 1.02"),
         ({"share_of_forward": 0.7}, "srpo 0.4 at 64 tokens takes 1.280, limit 1.25"),
         ({"teacher": 2.0}, "srpo 1 at 64 tokens is +17% off its prediction"),
+        ({"teacher": 0.3}, "srpo 1 at 64 tokens is -12% off its prediction"),
     ],
 )
 def test_a_missed_limit_is_named(change, message):

@@ -91,6 +91,16 @@ def test_distance_is_zero_at_equality_and_its_sums_add_up_over_shards():
     torch.testing.assert_close(parts, squared_distance([teacher], [student]), rtol=1e-6, atol=0)
 
 
+def test_a_step_returns_the_distance_afterwards():
+    generator = torch.Generator().manual_seed(2)
+    teacher, student = torch.randn(2, 300, 7, generator=generator)
+    before = squared_distance([teacher], [student])
+    after = ema_step([teacher], [student], 0.25)
+    assert torch.equal(after, squared_distance([teacher], [student]))
+    # The difference shrinks by 1 - rate; rounding is that of fp32.
+    torch.testing.assert_close(after[0], 0.75**2 * before[0], rtol=1e-5, atol=0)
+
+
 def test_distance_is_summed_in_float64():
     """A large model's small differences vanish in an fp32 sum; here 2^24 + 1 ones would."""
     ones = torch.ones(1)
