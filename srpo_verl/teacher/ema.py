@@ -39,6 +39,7 @@ def squared_distance(teacher: Iterable[torch.Tensor], student: Iterable[torch.Te
 
 @torch.no_grad()
 def _pass(teacher: Iterable[torch.Tensor], student: Iterable[torch.Tensor], rate: float | None) -> torch.Tensor:
+    """Average, unless `rate` is None, and measure: one pass over the weights."""
     parts = []
     room = torch.empty(0)
     for index, (average, source) in enumerate(zip(teacher, student, strict=True)):

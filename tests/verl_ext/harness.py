@@ -149,8 +149,8 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             worker = SrpoWorker(config=config.actor_rollout_ref, role="actor")
             worker.init_model()
             worker.load_checkpoint(str(out / case.name / "actor"))
-        has_support = config.srpo.distillation.top_k is not None and bool(routing.sdpo_B.any())
         distill = bool(routing.sdpo_B.any())
+        has_support = distill and config.srpo.distillation.top_k is not None
         flags = {schema.WANT_SUPPORT: has_support, schema.DISTILL: distill}
         log_prob_batch = fresh_batch(calculate_entropy=True, compute_loss=False, **flags)
         # Under sequence parallelism the ranks hold the same rows, and one of them answers.
