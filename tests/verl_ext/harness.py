@@ -2,7 +2,7 @@
 
 One process per rank; every case of a world size runs in the same processes, because importing veRL takes longer than
 a case. The batch has all three kinds of rows: correct, failed with a sibling, failed without; ragged lengths, a
-response of one token, and tokens masked in the middle of a response.
+response of one token, and spans of masked tokens (tool outputs) in the middle and at the end of responses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ GROUPS = ["A", "A", "A", "A", "B", "B", "C", "C"]
 PROMPT_LENGTHS = [5, 5, 5, 5, 7, 7, 3, 3]
 RESPONSE_LENGTHS = [6, 9, 4, 1, 7, 3, 8, 5]
 REPROMPT_LENGTHS = [13, 14, 15, 12, 9, 10, 16, 17]
-MASKED_TOKENS = [(1, 4), (6, 2), (6, 3)]
+# (row, position); rows 1 and 7 are distilled in an SRPO run. One of them ends in a masked token.
+MASKED_TOKENS = [(1, 3), (1, 4), (1, 5), (6, 2), (6, 3), (7, 1), (7, 4)]
 VOCABULARY = 97
 
 
@@ -44,10 +45,12 @@ class Case:
     mini_batch_size: int = 8
     # Save after the first step, and go on with a new worker that loads it.
     resume: bool = False
+    # (row, position) -> another id for this response token.
+    tokens: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
-def batch_tensors() -> dict[str, list[torch.Tensor]]:
-    """The fixed rollouts, as lists over rows of one-dimensional tensors."""
+def batch_tensors(tokens: dict[tuple[int, int], int] | None = None) -> dict[str, list[torch.Tensor]]:
+    """The fixed rollouts, as lists over rows of one-dimensional tensors; `tokens` as in Case."""
     generator = torch.Generator().manual_seed(11)
 
     def ids(length: int) -> torch.Tensor:
@@ -55,6 +58,8 @@ def batch_tensors() -> dict[str, list[torch.Tensor]]:
 
     prompts = [ids(length) for length in PROMPT_LENGTHS]
     responses = [ids(length) for length in RESPONSE_LENGTHS]
+    for (row, position), token in (tokens or {}).items():
+        responses[row][position] = token
     reprompts = [ids(length) for length in REPROMPT_LENGTHS]
     masks = [torch.ones(length, dtype=torch.int64) for length in RESPONSE_LENGTHS]
     for row, position in MASKED_TOKENS:
@@ -113,7 +118,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
     worker = SrpoWorker(config=config.actor_rollout_ref, role="actor")
     worker.init_model()
 
-    every = batch_tensors()
+    every = batch_tensors(case.tokens)
     rewards = torch.tensor(REWARDS)
     routing = route_samples(rewards, GROUPS, routing=config.srpo.routing)
     advantages = group_advantages(rewards, GROUPS)
@@ -142,7 +147,8 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
         }
         return tu.get_tensordict(columns, non_tensor_dict={"temperature": TEMPERATURE, **flags})
 
-    metrics = []
+    metrics: list[dict[str, float]] = []
+    scores: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for step in range(STEPS):
         if case.resume and step == 1:
             worker.save_checkpoint(str(out / case.name / "actor"), None, step)
@@ -176,6 +182,9 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
         if has_support:
             batch[schema.SUPPORT] = output[schema.SUPPORT]
         updated = worker.update_actor(batch)
+        if step == 0 and schema.TEACHER_LOG_PROBS in batch:
+            fields = batch[schema.TEACHER_LOG_PROBS].unbind(), batch[schema.TEACHER_ENTROPY].unbind()
+            scores = dict(zip(rows, zip(*fields, strict=True), strict=True))
         result = tu.get(updated, "metrics") if updated is not None else {}
         metrics.append(
             {
@@ -189,7 +198,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
     if worker.teacher_weights:
         with worker.teacher_weights.scoring() as engine:
             teacher = _full(engine)
-    result = {"metrics": metrics, "student": _full(worker.actor.engine), "teacher": teacher}
+    result = {"metrics": metrics, "student": _full(worker.actor.engine), "teacher": teacher, "scores": scores}
     if config.actor_rollout_ref.model.lora_rank:
         result["sent"] = _sent(worker.actor.engine)
         if worker.teacher_weights:

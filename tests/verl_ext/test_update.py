@@ -54,6 +54,9 @@ TWO_RANKS = [
     Case("2-fsdp1-packed-4", [*EMA, *FSDP1, *fixed(4)]),
     Case("2-fsdp1-packed-dynamic-one-sided", [*EMA, *FSDP1], SDPO_ON_RANK_0),
 ]
+# Tool outputs, seen and never distilled: one in the middle of a distilled row, one at the end of another.
+MASKED = {"another-token-in-the-middle": {(1, 4): 7}, "another-last-token": {(7, 4): 7}}
+MASKED_SPANS = [Case(name, [*EMA, *FSDP2], tokens=tokens) for name, tokens in MASKED.items()]
 ONE_RANK_BF16 = [Case("bf16-fsdp2-packed-dynamic", [*EMA, *FSDP2, *BF16])]
 TWO_RANKS_BF16 = [Case("2-bf16-fsdp1-packed-dynamic", [*EMA, *FSDP1, *BF16])]
 SETTINGS = [
@@ -83,11 +86,11 @@ def model(tmp_path_factory):
 def results(model, tmp_path_factory):
     """Every case, computed once: one group of processes per world size."""
     out = tmp_path_factory.mktemp("results")
-    one = harness.run_cases([*ONE_RANK, *ONE_RANK_BF16, *SETTINGS], 1, model, out)
+    one = harness.run_cases([*ONE_RANK, *ONE_RANK_BF16, *SETTINGS, *MASKED_SPANS], 1, model, out)
     return one | harness.run_cases([*TWO_RANKS, *TWO_RANKS_BF16], 2, model, out)
 
 
-def oracle(model, routing="sample", **kwargs):
+def oracle(model, routing="sample", tokens=None, **kwargs):
     rewards = torch.tensor(harness.REWARDS)
     routed = route_samples(rewards, harness.GROUPS, routing=routing)
     settings = {
@@ -101,7 +104,7 @@ def oracle(model, routing="sample", **kwargs):
         "adam_eps": harness.ADAM_EPS,
         "ema_rate": harness.EMA_RATE,
     }
-    return step_oracle.run(model, harness.batch_tensors(), **(settings | kwargs))
+    return step_oracle.run(model, harness.batch_tensors(tokens), **(settings | kwargs))
 
 
 def assert_same(result, expected, tolerance):
@@ -138,6 +141,51 @@ def test_the_batch_has_all_three_kinds_of_rows_and_both_branches_matter(expected
 @pytest.mark.parametrize("name", [case.name for case in [*ONE_RANK, *TWO_RANKS]])
 def test_ways_of_computing_change_nothing(results, expected, name):
     assert_same(results[name], expected, tolerance=1e-5)
+
+
+def test_a_masked_token_is_context_of_later_ones(results, expected, model):
+    """What a tool says changes how student and teacher score what comes after it, and nothing before it."""
+    name, row, position, length = "another-token-in-the-middle", 1, 4, harness.RESPONSE_LENGTHS[1]
+    assert (row, position) in harness.MASKED_TOKENS
+    before, after = results["fsdp2-packed-dynamic"]["scores"][row], results[name]["scores"][row]
+    # The logits that score the token itself have not seen it; its own score is on the support, whatever the token.
+    for a, b in zip(before, after, strict=True):
+        a, b = a.view(length, -1), b.view(length, -1)
+        torch.testing.assert_close(a[: position + 1], b[: position + 1], atol=1e-6, rtol=0)
+        assert ((a - b)[position + 1 :].abs().amax(-1) > 1e-3).all()
+    assert_same(results[name], oracle(model, tokens=MASKED[name]), tolerance=1e-5)
+    loss = "srpo/sdpo_loss"
+    assert abs(results[name]["metrics"][0][loss] - expected["metrics"][0][loss]) > 1e-5
+
+
+def test_a_masked_token_by_itself_adds_nothing(results):
+    """Where nothing follows it, another token in its place changes not one bit of metrics, student or teacher."""
+    row, position = 7, 4
+    assert (row, position) in harness.MASKED_TOKENS
+    assert position == harness.RESPONSE_LENGTHS[row] - 1
+    before, after = results["fsdp2-packed-dynamic"], results["another-last-token"]
+    for a, b in zip(before["metrics"], after["metrics"], strict=True):
+        measured = {"srpo/teacher_seconds"}
+        assert {key: a[key] for key in a.keys() - measured} == {key: b[key] for key in b.keys() - measured}
+    for part in ("student", "teacher"):
+        assert all(torch.equal(before[part][name], after[part][name]) for name in before[part])
+
+
+def test_masked_spans_are_left_out_of_omega_and_of_every_count(expected, results):
+    """Each statistic over Omega, from the teacher's scores and the masks; the oracle averages by masks as well."""
+    masks = harness.batch_tensors()["response_mask"]
+    distilled = [1, 3, 7]
+    scores = results["fsdp2-packed-dynamic"]["scores"]
+    entropies = torch.cat([scores[row][1][masks[row].bool()] for row in distilled])
+    everything = torch.cat([scores[row][1] for row in distilled])
+    assert len(entropies) == len(everything) - 5
+    logged = results["fsdp2-packed-dynamic"]["metrics"][0]
+    assert logged["srpo/teacher_entropy_mean"] == pytest.approx(entropies.mean().item(), rel=1e-6)
+    assert abs(everything.mean() - entropies.mean()) > 1e-4
+    weights = torch.exp(-entropies.double())
+    assert logged["srpo/weight_max"] == pytest.approx((weights / weights.mean()).max().item(), rel=1e-5)
+    # n: every valid token of the batch, which is what veRL counts.
+    assert sum(int(mask.sum()) for mask in masks) == sum(harness.RESPONSE_LENGTHS) - len(harness.MASKED_TOKENS)
 
 
 # bf16 has 8 bits of mantissa: single activations are off by up to 2^-8 = 4e-3, losses and weights by little more.
