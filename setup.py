@@ -36,8 +36,8 @@ setup(
         "cpu": ["torch==2.13.0"],
         # Reads the model of recipes/science; the package that carries it is installed without its dependencies.
         "science": ["gguf>=0.10"],
-        "vllm": ["verl[vllm]==0.9.1"],
-        "sglang": ["verl[sglang]==0.9.1"],
+        "vllm": ["verl[vllm,fsdp]==0.9.1"],
+        "sglang": ["verl[sglang,fsdp]==0.9.1"],
         "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15", "pre-commit>=4"],
     },
     entry_points={"verl.plugins": ["srpo_verl = srpo_verl.plugin"]},
