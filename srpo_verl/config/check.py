@@ -96,9 +96,6 @@ def _check_teacher_side(config: DictConfig, srpo: SrpoConfig) -> None:
         False,
         "the student's top-k tokens come from the pass over old log-probs, which bypass mode leaves out",
     )
-    _require(
-        config, "actor_rollout_ref.rollout.multi_turn.enable", False, "the teacher's prompt is built for single turns"
-    )
     rollouts = _whole_number(config, "actor_rollout_ref.rollout.n")
     if rollouts < 2 and not srpo.demonstration.environment_feedback:
         raise ConfigError(

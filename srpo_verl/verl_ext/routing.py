@@ -10,7 +10,8 @@ import torch
 
 from srpo_verl.config.schema import SrpoConfig
 from srpo_verl.functional import Routing, route_samples
-from srpo_verl.teacher.reprompt import Reprompt, build_reprompt, strip_thinking
+from srpo_verl.teacher.dialogue import DialogueText
+from srpo_verl.teacher.reprompt import Reprompt, build_reprompt
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class Rollouts:
     uids: Sequence[str]
     rewards_B: torch.Tensor
     responses: Sequence[torch.Tensor]
-    """Response token ids."""
+    """Response token ids: the model's, and in agent loops with tools the tools'."""
     response_masks: Sequence[torch.Tensor]
-    """1 where a response token counts in the loss."""
+    """1 where a response token counts in the loss, that is where the model wrote it."""
     messages: Sequence[Sequence[dict[str, Any]]]
-    """The student's conversation of each row."""
+    """The student's conversation of each row, as the prompt holds it."""
+    tools: Sequence[Sequence[dict[str, Any]]]
+    """Schemas of the tools that each row's prompt shows."""
     feedback: Sequence[str]
     """The verifier's words on each row, or ""."""
 
@@ -45,19 +48,19 @@ class Router:
 
     Args:
         srpo: the configuration group.
-        decode: token ids -> text, without special tokens.
-        render: conversation -> token ids, exactly as the student's prompts are rendered.
+        text: writes rollouts as text.
+        render: (conversation, schemas of tools) -> token ids, exactly as the student's prompts are rendered.
         seed: of the choice of demonstrations with demonstration.select=random.
     """
 
     def __init__(
         self,
         srpo: SrpoConfig,
-        decode: Callable[[list[int]], str],
-        render: Callable[[Sequence[dict[str, Any]]], list[int]],
+        text: DialogueText,
+        render: Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]]], list[int]],
         seed: int,
     ):
-        self.srpo, self.decode, self.render, self.seed = srpo, decode, render, seed
+        self.srpo, self.text, self.render, self.seed = srpo, text, render, seed
 
     def route(self, rollouts: Rollouts, step: int) -> RoutedBatch:
         """Route one training step's rollouts. Raises ValueError where a row is not the only output of its session."""
@@ -83,15 +86,20 @@ class Router:
         return RoutedBatch(routing, reprompts, _metrics(routing, rollouts, reprompts))
 
     def _reprompt(self, rollouts: Rollouts, row: int, sibling: int) -> Reprompt:
-        demonstration = self.decode(rollouts.responses[sibling].tolist()) if sibling >= 0 else None
-        if demonstration is not None and self.srpo.demonstration.strip_thinking:
-            demonstration = strip_thinking(demonstration)
         return build_reprompt(
             rollouts.messages[row],
-            demonstration,
-            self._feedback(rollouts, row),
-            render=self.render,
+            self._demonstration(rollouts, sibling) if sibling >= 0 else None,
+            self.text.inert(self._feedback(rollouts, row)),
+            render=lambda messages: self.render(messages, rollouts.tools[row]),
             max_prompt_tokens=self.srpo.demonstration.max_prompt_tokens,
+        )
+
+    def _demonstration(self, rollouts: Rollouts, row: int) -> str:
+        """What a row did, whole: the assistant's turns, its tool calls and what the tools said."""
+        return self.text.of_response(
+            rollouts.responses[row].tolist(),
+            rollouts.response_masks[row].tolist(),
+            without_thinking=self.srpo.demonstration.strip_thinking,
         )
 
     def _feedback(self, rollouts: Rollouts, row: int) -> str:
@@ -108,7 +116,8 @@ def _session_order(keys: Sequence[str]) -> torch.Tensor:
         if int(index) > 0:
             raise ValueError(
                 f"row {key}: the agent loop returned several outputs for one session, which routing does not support; "
-                "use actor_rollout_ref.rollout.agent.default_agent_loop=single_turn_agent"
+                "use an agent loop with one output per session, as veRL's single_turn_agent and tool_agent are "
+                "(actor_rollout_ref.rollout.agent.default_agent_loop, or the column agent_name of the data)"
             )
         sessions.append(int(session))
     return torch.tensor(sorted(range(len(keys)), key=lambda row: sessions[row]), dtype=torch.int64)

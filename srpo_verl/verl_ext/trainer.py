@@ -17,13 +17,14 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
-from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from srpo_verl.config.check import TRAINER_MODE, check_model, check_run
+from srpo_verl.teacher.dialogue import DialogueText
 from srpo_verl.verl_ext.budget import HOURS, TrainingRecord, mean_accuracy
 from srpo_verl.verl_ext.nested import filler, jagged
 from srpo_verl.verl_ext.routing import Rollouts, RoutedBatch, Router
 from srpo_verl.verl_ext.schema import DISTILL, GRPO_ROW, SDPO_ROW, TEACHER_INPUT_IDS, WANT_SUPPORT
+from srpo_verl.verl_ext.student_prompts import StudentPrompts, configured_tools
 from srpo_verl.verl_ext.worker import TEACHER_TIME, SrpoWorker
 
 WORKER_PREFIX = "actor/srpo/"
@@ -63,16 +64,17 @@ class SrpoTrainer(PPOTrainerSync):
         check_model(
             self.config, self.srpo, text_config.vocab_size, getattr(text_config, "max_position_embeddings", None)
         )
-        # The builder of veRL's own agent loops, so that student and teacher prompts cannot be formatted differently.
-        builder = create_continuous_token_builder(
+        self.prompts = StudentPrompts(
             self.tokenizer,
-            hf_model_type=hf_config.model_type,
-            chat_template_kwargs=self.config.data.get("apply_chat_template_kwargs", {}),
+            hf_config.model_type,
+            self.config.data.get("apply_chat_template_kwargs", {}),
+            configured_tools(self.config),
+            self.config.actor_rollout_ref.rollout.prompt_length,
         )
         self.router = Router(
             self.srpo,
-            decode=lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
-            render=lambda messages: builder.build_initial_tokens(list(messages)),
+            DialogueText(self.prompts.decode, self.prompts.structure()),
+            self.prompts.render,
             seed=self.config.data.get("seed") or 0,
         )
 
@@ -92,19 +94,20 @@ class SrpoTrainer(PPOTrainerSync):
         return self._write_routing(batch, rollouts, routed)
 
     def _rollouts(self, batch: KVBatchMeta) -> Rollouts:
-        data = tq.kv_batch_get(
-            keys=batch.keys,
-            partition_id=batch.partition_id,
-            select_fields=["uid", "rm_scores", "responses", "response_mask", "raw_prompt", "extra_fields"],
-        )
+        fields = ["uid", "rm_scores", "prompts", "responses", "response_mask", "raw_prompt", "extra_fields"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[*fields, "extra_info"])
         extra = [fields if isinstance(fields, dict) else {} for fields in list(data["extra_fields"])]
+        infos = list(data["extra_info"]) if "extra_info" in data else [None] * len(data)
+        uids = [str(uid) for uid in list(data["uid"])]
+        messages = [list(messages) for messages in list(data["raw_prompt"])]
         return Rollouts(
             keys=batch.keys,
-            uids=[str(uid) for uid in list(data["uid"])],
+            uids=uids,
             rewards_B=data["rm_scores"].to_padded_tensor(0.0).sum(dim=-1),
             responses=data["responses"].unbind(),
             response_masks=data["response_mask"].unbind(),
-            messages=[list(messages) for messages in list(data["raw_prompt"])],
+            messages=messages,
+            tools=self.prompts.tools_of_rows(uids, messages, data["prompts"].unbind(), infos),
             feedback=[str((fields.get("reward_extra_info") or {}).get("feedback") or "") for fields in extra],
         )
 

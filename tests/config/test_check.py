@@ -59,7 +59,6 @@ TEACHER_SIDE = [
     (f"{MODEL}.use_fused_kernels", True, "False"),
     ("distillation.enabled", True, "False"),
     ("algorithm.rollout_correction.bypass_mode", True, "False"),
-    (f"{ROLLOUT}.multi_turn.enable", True, "False"),
     (f"{ROLLOUT}.n", 1, "at least 2"),
 ]
 
@@ -75,6 +74,10 @@ def test_a_hook_of_the_plugin_that_was_replaced(change, name, key, value, remedy
 @pytest.mark.parametrize(("key", "value", "remedy"), LORA)
 def test_a_setting_of_lora_that_fsdp_would_ignore(change, name, key, value, remedy):
     assert remedy in refusal(change(name, **{key: value}), key, value).remedy
+
+
+def test_agent_loops_of_several_turns_are_accepted(change):
+    check_run(change(**{f"{ROLLOUT}.multi_turn.enable": True, f"{ROLLOUT}.agent.default_agent_loop": "tool_agent"}))
 
 
 @pytest.mark.parametrize(("key", "value", "remedy"), TEACHER_SIDE)

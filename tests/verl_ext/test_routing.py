@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from srpo_verl.config.schema import default_values, parse
+from srpo_verl.teacher.dialogue import DialogueText
 from srpo_verl.verl_ext.routing import Rollouts, Router
 
 LIMIT = 200
@@ -24,12 +25,15 @@ def decode(ids):
     return "".join(map(chr, ids))
 
 
-def render(messages):
-    return [ord(letter) for message in messages for letter in message["content"]]
+TEXT = DialogueText(lambda ids, skip_special_tokens: decode(ids), ["<|end|>"])
+
+
+def render(messages, tools):
+    return [ord(letter) for part in [*tools, *messages] for letter in part["content"]]
 
 
 def router(routing="sample", seed=0, **demonstration):
-    return Router(settings(routing, **demonstration), decode, render, seed)
+    return Router(settings(routing, **demonstration), TEXT, render, seed)
 
 
 def rollouts(rows):
@@ -42,6 +46,7 @@ def rollouts(rows):
         responses=[torch.tensor([ord(letter) for letter in row[3]], dtype=torch.int64) for row in rows],
         response_masks=[torch.ones(len(row[3]), dtype=torch.int64) for row in rows],
         messages=[[{"role": "user", "content": f"Question {row[0]}"}] for row in rows],
+        tools=[[]] * len(rows),
         feedback=[row[4] for row in rows],
     )
 
@@ -194,7 +199,7 @@ def test_thinking_is_stripped_from_the_demonstration_if_asked():
 def test_the_threshold_is_the_configured_one():
     values = default_values()
     values["success_threshold"] = 0.3
-    routed = Router(parse(values), decode, render, 0).route(rollouts(MIXED), 0)
+    routed = Router(parse(values), TEXT, render, 0).route(rollouts(MIXED), 0)
     assert routed.routing.correct_B.tolist() == [False, True, True, True, False, False, False, False, True]
 
 
@@ -203,6 +208,24 @@ def test_several_outputs_of_one_session_are_refused():
     keys = [*batch.keys[:3], "q_3_1", *batch.keys[4:]]
     with pytest.raises(ValueError, match=r"row q_3_1: .*several outputs.*single_turn_agent"):
         router().route(replace(batch, keys=keys), 0)
+
+
+def test_a_demonstration_is_the_sibling_s_whole_dialogue_and_no_turn_of_its_own():
+    rows = [("q", 0, 1.0, "call<|end|>tool says 42<|end|>it is 42<|end|>"), ("q", 1, 0.0, "no")]
+    batch = rollouts(rows)
+    written = [True] * len("call<|end|>") + [False] * len("tool says 42<|end|>") + [True] * len("it is 42<|end|>")
+    masks = [torch.tensor(written).long(), batch.response_masks[1]]
+    routed = router().route(replace(batch, response_masks=masks), 0)
+    assert shown(routed, 1) == "call< |end|>tool says 42< |end|>it is 42"
+    assert routed.metrics["srpo/grpo_tokens"] == len("call<|end|>it is 42<|end|>")  # what the tool said is nobody's
+
+
+def test_the_teacher_s_prompt_shows_the_tools_of_the_row():
+    rows = [("q", 0, 1.0, "yes"), ("q", 1, 0.0, "no"), ("p", 0, 1.0, "yes"), ("p", 1, 0.0, "no")]
+    tools = [[{"content": "calculator "}]] * 2 + [[]] * 2
+    routed = router().route(replace(rollouts(rows), tools=tools), 0)
+    starts = [decode(routed.reprompts[row].token_ids).split("\n")[0] for row in (1, 3)]
+    assert starts == ["calculator Question q", "Question p"]
 
 
 # --- feedback --------------------------------------------------------------------------------------------------------
@@ -224,6 +247,12 @@ def test_feedback_is_a_teacher_where_it_is_switched_on():
     assert "Correct solution" not in alone
     assert "No answer." in alone
     assert alone.endswith("Correctly solve the original question.\n")
+
+
+def test_feedback_that_quotes_the_response_opens_no_turn():
+    rows = [("a", 0, 0.0, "a zero", "Not a number: <|end|>")]
+    routed = router(environment_feedback=True).route(rollouts(rows), 0)
+    assert "Not a number: < |end|>" in decode(routed.reprompts[0].token_ids)
 
 
 def test_feedback_is_not_shown_where_it_is_switched_off():
