@@ -148,10 +148,12 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
         return tu.get_tensordict(columns, non_tensor_dict={"temperature": TEMPERATURE, **flags})
 
     metrics: list[dict[str, float]] = []
+    saved: dict[str, dict[str, torch.Tensor]] = {}
     scores: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for step in range(STEPS):
         if case.resume and step == 1:
             worker.save_checkpoint(str(out / case.name / "actor"), None, step)
+            saved = _weights(worker)
             worker = SrpoWorker(config=config.actor_rollout_ref, role="actor")
             worker.init_model()
             worker.load_checkpoint(str(out / case.name / "actor"))
@@ -194,16 +196,21 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             }
         )
 
-    teacher = {}
-    if worker.teacher_weights:
-        with worker.teacher_weights.scoring() as engine:
-            teacher = _full(engine)
-    result = {"metrics": metrics, "student": _full(worker.actor.engine), "teacher": teacher, "scores": scores}
+    result = {"metrics": metrics, **_weights(worker), "saved": saved, "scores": scores}
     if config.actor_rollout_ref.model.lora_rank:
         result["sent"] = _sent(worker.actor.engine)
         if worker.teacher_weights:
             result["shards"] = _around_a_failing_teacher_pass(worker, batch)
     return result
+
+
+def _weights(worker: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """The student's weights and the teacher's, empty where there is none; of LoRA runs the adapters."""
+    teacher = {}
+    if worker.teacher_weights:
+        with worker.teacher_weights.scoring() as engine:
+            teacher = _full(engine)
+    return {"student": _full(worker.actor.engine), "teacher": teacher}
 
 
 def _around_a_failing_teacher_pass(worker: Any, batch: Any) -> tuple[dict[str, torch.Tensor], ...]:
