@@ -150,7 +150,8 @@ class Rollouts:
             teacher = torch.cat([self.reprompts, self.responses], dim=1)
             columns |= {
                 schema.SDPO_ROW: is_sdpo,
-                schema.GRPO_ROW: ~is_sdpo,
+                schema.SDPO_SHARE: is_sdpo.float(),
+                schema.GRPO_SHARE: (~is_sdpo).float(),
                 schema.TEACHER_INPUT_IDS: jagged(
                     [teacher[row] if is_sdpo[row] else filler(torch.int64) for row in range(sizes.rows)]
                 ),

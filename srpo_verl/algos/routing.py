@@ -9,6 +9,10 @@ from typing import Any
 
 import torch
 
+from srpo_verl.algos.routings import ROUTINGS, Rows, compute_shares
+
+__all__ = ["ROUTINGS", "SELECTIONS", "Routing", "RoutingCase", "choose_siblings", "group_indices", "route_samples"]
+
 
 class RoutingCase(Enum):
     """The four cells of the decision table: c (is the rollout correct?) by m (is there teacher information?)."""
@@ -19,21 +23,6 @@ class RoutingCase(Enum):
     FAILED_WITHOUT_TEACHER = (False, False)  # nobody of the group is correct and there is no feedback
 
 
-_NO_CASE: frozenset[RoutingCase] = frozenset()
-_EVERY_CASE = frozenset(RoutingCase)
-_WITH_TEACHER = frozenset({RoutingCase.CORRECT_WITH_TEACHER, RoutingCase.FAILED_WITH_TEACHER})
-_CORRECT_WITH_TEACHER = frozenset({RoutingCase.CORRECT_WITH_TEACHER})
-_FAILED_WITH_TEACHER = frozenset({RoutingCase.FAILED_WITH_TEACHER})
-
-# routing: (cases that are distilled, cases that get the GRPO loss)
-ROUTINGS: dict[str, tuple[frozenset[RoutingCase], frozenset[RoutingCase]]] = {
-    "sample": (_FAILED_WITH_TEACHER, _EVERY_CASE - _FAILED_WITH_TEACHER),
-    "none": (_NO_CASE, _EVERY_CASE),
-    "all": (_WITH_TEACHER, _NO_CASE),
-    "correct_only": (_CORRECT_WITH_TEACHER, _NO_CASE),
-    "failed_only": (_FAILED_WITH_TEACHER, _NO_CASE),
-    "advantage_mix": (_WITH_TEACHER, _EVERY_CASE),
-}
 SELECTIONS = ("first", "random", "shortest")
 
 
@@ -43,9 +32,21 @@ class Routing:
 
     correct_B: torch.Tensor  # bool, c_i: the reward reaches the threshold
     sibling_B: torch.Tensor  # int64, index in the batch of the correct sibling that demonstrates; -1: there is none
-    teacher_B: torch.Tensor  # bool, m_i: there is a sibling or environment feedback
-    sdpo_B: torch.Tensor  # bool, z_i^SDPO: distilled
-    grpo_B: torch.Tensor  # bool, z_i^GRPO: gets the GRPO loss
+    teacher_B: torch.Tensor  # bool, m_i: there is a sibling or other teacher information
+    pass_rate_B: torch.Tensor  # float64, p: share of the row's group that is correct
+    grpo_share_B: torch.Tensor  # float32, g_i: factor of the row's GRPO loss
+    sdpo_share_B: torch.Tensor  # float32, d_i: factor of its distillation loss
+    advantage_B: torch.Tensor  # float32, what replaces the group-relative advantage; NaN where that one stays
+
+    @property
+    def sdpo_B(self) -> torch.Tensor:
+        """bool: distilled, d_i > 0. Their valid tokens are Omega of equation (4)."""
+        return self.sdpo_share_B > 0
+
+    @property
+    def grpo_B(self) -> torch.Tensor:
+        """bool: gets the GRPO loss, g_i > 0."""
+        return self.grpo_share_B > 0
 
     def case(self, case: RoutingCase) -> torch.Tensor:
         """Mask, bool of shape (B,), of the samples in one cell of the decision table."""
@@ -63,12 +64,18 @@ def route_samples(
     routing: str = "sample",
     generator: torch.Generator | None = None,
     lengths_B: torch.Tensor | None = None,
+    siblings_teach: bool = True,
+    step: int = 1,
+    coefficient: float = 1.0,
+    mix_lambda: float = 0.9,
+    negative_advantage: float = 0.5,
 ) -> Routing:
-    """Route every rollout to its branch. Equation (1), paper §3.1.
+    """Give every rollout its shares of the two losses. Equation (1), paper §3.1.
 
         c_i = 1[r_i >= success_threshold]
         m_i = 1[a correct rollout j != i of the same prompt exists, or there is feedback on y_i]
-        z_i^SDPO = (1 - c_i) * m_i,    z_i^GRPO = 1 - z_i^SDPO
+        z_i = (1 - c_i) * m_i
+        g_i = 1 - z_i,    d_i = z_i        routing="sample", the paper's
 
     ===================================  ===  ===  ======  ==============  ====================================
     case                                  c    m   sample  none            what it is
@@ -87,20 +94,27 @@ def route_samples(
         select: which correct sibling demonstrates. "first": the first in the order of the batch; "random": each with
             equal probability, drawn independently for every rollout; "shortest": the one with the smallest length,
             the first of equal ones.
-        routing: which cases go where.
+        routing: a name of `ROUTINGS` (algos/routings.py), each with its g and d:
 
-            * "sample": equation (1), SRPO.
-            * "none": every rollout gets the GRPO loss; the GRPO baseline.
-            * "all": the SDPO baseline. Every rollout with teacher information is distilled, a correct one towards
-              another correct sibling; there is no GRPO term, rollouts without are in neither branch.
-            * "correct_only", "failed_only": of "all", only the correct or only the failed ones (Figure 1(b)).
-            * "advantage_mix": the Advantage Mix of Table 2. Every rollout is in `grpo_B`, and those with teacher
-              information are in `sdpo_B` *too*: the one routing where the branches overlap. The caller scales the
-              two losses by lambda and 1 - lambda.
+            * "sample": 1 - z, z. Equation (1), SRPO. A partition: every rollout is in exactly one branch.
+            * "none": 1, 0. The GRPO baseline.
+            * "all": 0, m. The SDPO baseline: a correct rollout is distilled towards another correct sibling, rollouts
+              without teacher information are in neither branch.
+            * "correct_only", "failed_only": 0, m c and 0, m (1 - c). Figure 1(b).
+            * "advantage_mix": lambda, (1 - lambda) m. The Advantage Mix of Table 2.
+            * "handover": 1 - z (1 - p), z (1 - p). p is the pass rate of the group.
+            * "keep_negative": 1, z.
+            * "fixed_negative": 1, 0, and the advantage of failed rollouts with a correct sibling is a constant.
 
-            "sample" and "none" are partitions: every rollout is in exactly one branch.
+            Or a function of your own as "module:function"; it gets `Rows` and returns `Shares`.
         generator: source of the random choice; default: torch's global CPU generator.
         lengths_B: response length of every rollout in tokens; needed for select="shortest", unused otherwise.
+        siblings_teach: whether a correct sibling counts as teacher information.
+        step: number of the training step, for routings that depend on it.
+        coefficient: s in [0, 1] of a schedule over steps: d becomes s d, and g becomes 1 - s (1 - g). At 1 the
+            routing is as it is, at 0 it is GRPO.
+        mix_lambda: lambda of "advantage_mix".
+        negative_advantage: minus the constant of "fixed_negative".
 
     Returns:
         Routing. `sibling_B` is set for correct rollouts too wherever *another* correct one exists, whatever the
@@ -108,18 +122,19 @@ def route_samples(
 
     Raises:
         ValueError: a shape that is not (B,), a reward that is NaN or infinite (names the index), an unknown `routing`
-            or `select`, "shortest" without `lengths_B`.
+            or `select`, "shortest" without `lengths_B`, a coefficient outside [0, 1], wrong shares of a routing of
+            your own.
     """
     rewards_B = torch.as_tensor(rewards_B)
     check_rewards(rewards_B)
     batch_size, device = rewards_B.shape[0], rewards_B.device
-    if routing not in ROUTINGS:
-        raise ValueError(f"routing must be one of {', '.join(ROUTINGS)}, got {routing!r}")
+    if not 0 <= coefficient <= 1:
+        raise ValueError(f"coefficient must be in [0, 1], got {coefficient}")
     group_B = group_indices(group_ids, batch_size).to(device)
 
     correct_B = rewards_B >= success_threshold
     sibling_B = choose_siblings(correct_B, group_B, select=select, generator=generator, lengths_B=lengths_B)
-    teacher_B = sibling_B >= 0
+    teacher_B = (sibling_B >= 0) & siblings_teach
     if feedback_B is not None:
         feedback_B = torch.as_tensor(feedback_B, device=device)
         if feedback_B.shape != (batch_size,) or feedback_B.dtype != torch.bool:
@@ -128,15 +143,22 @@ def route_samples(
                 f"{tuple(feedback_B.shape)}"
             )
         teacher_B = teacher_B | feedback_B
-
-    sdpo_cases, grpo_cases = ROUTINGS[routing]
-    return Routing(
-        correct_B=correct_B,
-        sibling_B=sibling_B,
-        teacher_B=teacher_B,
-        sdpo_B=_in_cases(sdpo_cases, correct_B, teacher_B),
-        grpo_B=_in_cases(grpo_cases, correct_B, teacher_B),
+    pass_rate_B = group_means(correct_B.double(), group_B)
+    rows = Rows(
+        correct_B=correct_B.double(),
+        teacher_B=teacher_B.double(),
+        sibling_B=(sibling_B >= 0).double(),
+        pass_rate_B=pass_rate_B,
+        step=step,
+        mix_lambda=mix_lambda,
+        negative_advantage=negative_advantage,
     )
+    shares = compute_shares(routing, rows)
+    grpo_share_B, sdpo_share_B = shares.grpo_B, shares.sdpo_B
+    if coefficient < 1:
+        grpo_share_B, sdpo_share_B = 1 - coefficient * (1 - grpo_share_B), coefficient * sdpo_share_B
+    advantage_B = torch.full_like(grpo_share_B, float("nan")) if shares.advantage_B is None else shares.advantage_B
+    return Routing(correct_B, sibling_B, teacher_B, pass_rate_B, grpo_share_B, sdpo_share_B, advantage_B)
 
 
 def choose_siblings(
@@ -218,6 +240,12 @@ def group_indices(group_ids: Sequence[Hashable] | torch.Tensor | Any, batch_size
     return torch.tensor([number_of.setdefault(i, len(number_of)) for i in group_ids], dtype=torch.int64)
 
 
+def group_means(values_B: torch.Tensor, group_B: torch.Tensor) -> torch.Tensor:
+    """Mean of the values of the row's group, for every row. Values floating, groups from `group_indices`: (B,)."""
+    sums_B = torch.zeros_like(values_B).index_add(0, group_B, values_B)
+    return (sums_B / torch.bincount(group_B, minlength=len(group_B)).clamp(min=1))[group_B]
+
+
 def check_rewards(rewards_B: torch.Tensor) -> None:
     """Raise ValueError unless the rewards are real, of shape (B,), and finite."""
     if rewards_B.dim() != 1:
@@ -226,12 +254,3 @@ def check_rewards(rewards_B: torch.Tensor) -> None:
     if bool(bad_B.any()):
         index = int(bad_B.nonzero()[0])
         raise ValueError(f"rewards_B must be finite, got {float(rewards_B[index])} at index {index}")
-
-
-def _in_cases(cases: frozenset[RoutingCase], correct_B: torch.Tensor, teacher_B: torch.Tensor) -> torch.Tensor:
-    """bool of shape (B,): which samples are in one of the cells `cases` of the decision table."""
-    inside_B = torch.zeros_like(correct_B)
-    for case in cases:
-        is_correct, has_teacher = case.value
-        inside_B |= (correct_B == is_correct) & (teacher_B == has_teacher)
-    return inside_B

@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from srpo_verl.algos.routings import shares_of
 from srpo_verl.config.schema import SrpoConfig, default_values, parse
 from srpo_verl.errors import ConfigError
 
@@ -46,6 +47,7 @@ def check_run(config: DictConfig) -> SrpoConfig:
     if OmegaConf.select(config, "srpo") is None:
         raise ConfigError("srpo", None, "the group is missing; compose with --config-path pkg://srpo_verl.config")
     srpo = parse(config.srpo)
+    _check_routing(srpo)
     _check_hooks(config)
     _check_budget(config, srpo)
     _check_lora(config)
@@ -53,6 +55,14 @@ def check_run(config: DictConfig) -> SrpoConfig:
     if srpo.uses_teacher:
         _check_teacher_side(config, srpo)
     return srpo
+
+
+def _check_routing(srpo: SrpoConfig) -> None:
+    """A routing of the user's own is imported here, in the driver; workers are sent the shares it gives."""
+    try:
+        shares_of(srpo.routing)
+    except ValueError as error:
+        raise ConfigError("srpo.routing", srpo.routing, str(error)) from error
 
 
 def _require(config: DictConfig, key: str, wanted: Any, why: str) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from srpo_verl.algos.routings import ROUTINGS, is_own
 from srpo_verl.errors import ConfigError
 
-ROUTINGS = ("sample", "none", "correct_only", "failed_only", "advantage_mix", "all")
 TEACHER_KINDS = ("ema", "frozen", "live")
 DEMONSTRATION_SELECTS = ("first", "random", "shortest")
 
@@ -62,13 +62,15 @@ class SrpoConfig:
     distillation: DistillationConfig
     weighting: WeightingConfig
     mix_lambda: float
+    negative_advantage: float
     teacher: TeacherConfig
     demonstration: DemonstrationConfig
     budget: BudgetConfig
 
     @property
     def uses_teacher(self) -> bool:
-        return self.routing != "none"
+        """A routing of the user's own may distil; only the driver imports it."""
+        return self.routing not in ROUTINGS or ROUTINGS[self.routing].distils
 
     @property
     def needs_teacher_copy(self) -> bool:
@@ -89,7 +91,7 @@ def parse(node: Any) -> SrpoConfig:
     budget = values["budget"]
 
     config = SrpoConfig(
-        routing=_choice("srpo.routing", values["routing"], ROUTINGS),
+        routing=_routing(values["routing"]),
         success_threshold=_number("srpo.success_threshold", values["success_threshold"]),
         distillation=DistillationConfig(
             top_k=_integer("srpo.distillation.top_k", distillation["top_k"], low=1, nullable=True),
@@ -99,6 +101,9 @@ def parse(node: Any) -> SrpoConfig:
         ),
         weighting=WeightingConfig(beta=_number("srpo.weighting.beta", weighting["beta"], 0)),
         mix_lambda=_number("srpo.advantage_mix.lambda", values["advantage_mix"]["lambda"], 0, 1),
+        negative_advantage=_number(
+            "srpo.fixed_negative.advantage", values["fixed_negative"]["advantage"], 0, above_low=True
+        ),
         teacher=TeacherConfig(
             kind=_choice("srpo.teacher.kind", teacher["kind"], TEACHER_KINDS),
             ema_rate=_number("srpo.teacher.ema_rate", teacher["ema_rate"], 0, 1, above_low=True),
@@ -175,9 +180,10 @@ def _check_effective(values: Mapping, config: SrpoConfig) -> None:
     if not config.uses_teacher:
         for group in ("distillation", "weighting", "teacher", "demonstration"):
             for key in defaults[group]:
-                refuse(f"{group}.{key}", "with srpo.routing=none")
-    if config.routing != "advantage_mix":
-        refuse("advantage_mix.lambda", f"with srpo.routing={config.routing} (it needs routing=advantage_mix)")
+                refuse(f"{group}.{key}", f"with srpo.routing={config.routing}")
+    for routing, key in (("advantage_mix", "lambda"), ("fixed_negative", "advantage")):
+        if config.routing in ROUTINGS and config.routing != routing:
+            refuse(f"{routing}.{key}", f"with srpo.routing={config.routing} (it needs routing={routing})")
     if config.teacher.kind != "ema":
         refuse("teacher.ema_rate", f"with srpo.teacher.kind={config.teacher.kind} (it needs kind=ema)")
     if config.teacher.kind == "live":
@@ -189,6 +195,13 @@ def _check_effective(values: Mapping, config: SrpoConfig) -> None:
 def _choice(key: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ConfigError(key, value, f"has to be one of {', '.join(allowed)}")
+    return value
+
+
+def _routing(value: Any) -> str:
+    if not isinstance(value, str) or not (value in ROUTINGS or is_own(value)):
+        names = ", ".join(ROUTINGS)
+        raise ConfigError("srpo.routing", value, f"has to be one of {names}, or module:function for one of your own")
     return value
 
 

@@ -44,6 +44,32 @@ def grpo_branch_loss(
     """
     if loss_agg_mode != "token-mean":
         raise ValueError(f"actor_rollout_ref.actor.loss_agg_mode={loss_agg_mode!r}: has to be 'token-mean' (eq. 5)")
+    loss_BT, metrics = grpo_token_losses(
+        old_log_prob, log_prob, advantages, response_mask, config=config, rollout_is_weights=rollout_is_weights
+    )
+    info = config.global_batch_info
+    nobody_B = torch.zeros(loss_BT.shape[0], dtype=torch.bool, device=loss_BT.device)
+    zeros_BT = torch.zeros_like(loss_BT)
+    loss = srpo_objective(
+        loss_BT, zeros_BT, zeros_BT, response_mask.bool(), nobody_B, num_tokens=info["batch_num_tokens"]
+    )
+    return loss * info["dp_size"], metrics
+
+
+def grpo_token_losses(
+    old_log_prob: torch.Tensor,
+    log_prob: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    config: Any,
+    rollout_is_weights: torch.Tensor | None,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """l^GRPO of every token, equation (2) times the rollout-correction weight, and the metrics of its clipping.
+
+    Shapes (B, T). The metrics are over `response_mask`, the tokens of the GRPO rows; the losses are not masked.
+    `config` is the actor's.
+    """
     clip_low = config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low
     clip_high = config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
     loss_BT = ppo_token_loss(
@@ -51,15 +77,9 @@ def grpo_branch_loss(
     )
     if rollout_is_weights is not None:
         loss_BT = loss_BT * rollout_is_weights
-    info = config.global_batch_info
-    nobody_B = torch.zeros(loss_BT.shape[0], dtype=torch.bool, device=loss_BT.device)
-    zeros_BT = torch.zeros_like(loss_BT)
-    loss = srpo_objective(
-        loss_BT, zeros_BT, zeros_BT, response_mask.bool(), nobody_B, num_tokens=info["batch_num_tokens"]
-    )
     with torch.no_grad():
         metrics = _clip_metrics(old_log_prob, log_prob, advantages, response_mask, clip_low, clip_high, config)
-    return loss * info["dp_size"], metrics
+    return loss_BT, metrics
 
 
 def _clip_metrics(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -77,6 +77,9 @@ class Router:
             routing=self.srpo.routing,
             generator=generator,
             lengths_B=lengths_B[order],
+            step=step,
+            mix_lambda=self.srpo.mix_lambda,
+            negative_advantage=self.srpo.negative_advantage,
         )
         routing = _restore(in_order, order)
         reprompts = [
@@ -129,32 +132,38 @@ def _restore(in_order: Routing, order: torch.Tensor) -> Routing:
     place[order] = torch.arange(len(order))
     sibling = in_order.sibling_B
     original = torch.where(sibling >= 0, order[sibling.clamp(min=0)], sibling) if len(order) else sibling
-    return Routing(
-        correct_B=in_order.correct_B[place],
-        sibling_B=original[place],
-        teacher_B=in_order.teacher_B[place],
-        sdpo_B=in_order.sdpo_B[place],
-        grpo_B=in_order.grpo_B[place],
-    )
+    restored = {field.name: getattr(in_order, field.name)[place] for field in fields(Routing)}
+    return Routing(**{**restored, "sibling_B": original[place]})
 
 
 def _metrics(routing: Routing, rollouts: Rollouts, reprompts: list[Reprompt | None]) -> dict[str, float]:
     """The routing metrics; every share is of all rollouts of the step, or of all groups where the name says so."""
     tokens_B = torch.tensor([int(mask.sum()) for mask in rollouts.response_masks])
-    solved = dict.fromkeys(rollouts.uids, False)
-    for uid, correct in zip(rollouts.uids, routing.correct_B.tolist(), strict=True):
-        solved[uid] |= correct
     metrics = {
         "srpo/frac_correct": routing.correct_B.double().mean().item(),
         "srpo/frac_sdpo": routing.sdpo_B.double().mean().item(),
         "srpo/frac_grpo": routing.grpo_B.double().mean().item(),
+        "srpo/sdpo_share_mean": routing.sdpo_share_B.double().mean().item(),
+        "srpo/grpo_share_mean": routing.grpo_share_B.double().mean().item(),
         "srpo/frac_teacher_available": routing.teacher_B.double().mean().item(),
-        "srpo/frac_all_failed_groups": 1.0 - sum(solved.values()) / len(solved),
+        **_pass_rate_metrics(dict(zip(rollouts.uids, routing.pass_rate_B.tolist(), strict=True))),
         "srpo/sdpo_tokens": int(tokens_B[routing.sdpo_B].sum()),
         "srpo/grpo_tokens": int(tokens_B[routing.grpo_B].sum()),
+        "srpo/without_teacher": float(not routing.sdpo_B.any()),
     }
     built = [reprompt for reprompt in reprompts if reprompt is not None]
     if built:
         metrics["srpo/reprompt_tokens_mean"] = sum(len(reprompt.token_ids) for reprompt in built) / len(built)
         metrics["srpo/frac_reprompt_truncated"] = sum(reprompt.truncated for reprompt in built) / len(built)
     return metrics
+
+
+def _pass_rate_metrics(pass_rates: dict[str, float]) -> dict[str, float]:
+    """How the groups' pass rates are distributed: four shares that add up to 1."""
+    count, rates = len(pass_rates), pass_rates.values()
+    return {
+        "srpo/frac_all_failed_groups": sum(rate == 0 for rate in rates) / count,
+        "srpo/frac_mostly_failed_groups": sum(0 < rate < 0.5 for rate in rates) / count,
+        "srpo/frac_mostly_correct_groups": sum(0.5 <= rate < 1 for rate in rates) / count,
+        "srpo/frac_all_correct_groups": sum(rate == 1 for rate in rates) / count,
+    }

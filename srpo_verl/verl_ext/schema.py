@@ -7,10 +7,13 @@ everywhere, of three only in places.
 
 # --- fields written by the trainer, one row per sample ---------------------------------------------------------------
 SDPO_ROW = "srpo_sdpo"
-"""bool (B,): the row is distilled, z^SDPO of eq. 1."""
+"""bool (B,): the row is distilled, d > 0."""
 
-GRPO_ROW = "srpo_grpo"
-"""bool (B,): the row takes the policy loss, z^GRPO of eq. 1. Rows of veRL's own padding are in neither."""
+GRPO_SHARE = "srpo_grpo_share"
+"""float32 (B,): g of eq. 5, the row's factor of the policy loss. Rows of veRL's own padding have 0 of both shares."""
+
+SDPO_SHARE = "srpo_sdpo_share"
+"""float32 (B,): d of eq. 5, the row's factor of the distillation loss."""
 
 TEACHER_INPUT_IDS = "srpo_teacher_input_ids"
 """int64 (B, L): teacher prompt and the row's own response; FILLER for rows that are not distilled."""

@@ -23,7 +23,7 @@ from srpo_verl.teacher.dialogue import DialogueText
 from srpo_verl.verl_ext.budget import HOURS, TrainingRecord, mean_accuracy
 from srpo_verl.verl_ext.nested import filler, jagged
 from srpo_verl.verl_ext.routing import Rollouts, RoutedBatch, Router
-from srpo_verl.verl_ext.schema import DISTILL, GRPO_ROW, SDPO_ROW, TEACHER_INPUT_IDS, WANT_SUPPORT
+from srpo_verl.verl_ext.schema import DISTILL, GRPO_SHARE, SDPO_ROW, SDPO_SHARE, TEACHER_INPUT_IDS, WANT_SUPPORT
 from srpo_verl.verl_ext.student_prompts import StudentPrompts, configured_tools
 from srpo_verl.verl_ext.worker import TEACHER_TIME, SrpoWorker
 
@@ -91,6 +91,11 @@ class SrpoTrainer(PPOTrainerSync):
         metrics.update(routed.metrics)
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
         self._distill = any(reprompt is not None for reprompt in routed.reprompts)
+        self._fixed_advantages = {
+            key: float(advantage)
+            for key, advantage in zip(rollouts.keys, routed.routing.advantage_B, strict=True)
+            if not advantage.isnan()
+        }
         return self._write_routing(batch, rollouts, routed)
 
     def _rollouts(self, batch: KVBatchMeta) -> Rollouts:
@@ -117,15 +122,21 @@ class SrpoTrainer(PPOTrainerSync):
         sdpo, grpo, teacher_ids = [], [], []
         for key in batch.keys:
             row = position.get(key)
-            sdpo.append(row is not None and bool(routed.routing.sdpo_B[row]))
-            grpo.append(row is not None and bool(routed.routing.grpo_B[row]))
+            sdpo.append(0.0 if row is None else float(routed.routing.sdpo_share_B[row]))
+            grpo.append(0.0 if row is None else float(routed.routing.grpo_share_B[row]))
             reprompt = routed.reprompts[row] if row is not None else None
             teacher_ids.append(
                 torch.cat([torch.tensor(reprompt.token_ids, dtype=torch.int64), rollouts.responses[row]])
                 if reprompt is not None and row is not None
                 else filler(torch.int64)
             )
-        fields = {SDPO_ROW: torch.tensor(sdpo), GRPO_ROW: torch.tensor(grpo), TEACHER_INPUT_IDS: jagged(teacher_ids)}
+        sdpo_share_B = torch.tensor(sdpo)
+        fields = {
+            SDPO_ROW: sdpo_share_B > 0,
+            SDPO_SHARE: sdpo_share_B,
+            GRPO_SHARE: torch.tensor(grpo),
+            TEACHER_INPUT_IDS: jagged(teacher_ids),
+        }
         extra_info = batch.extra_info
         batch_with_fields = tq.kv_batch_put(
             keys=batch.keys,
@@ -143,6 +154,20 @@ class SrpoTrainer(PPOTrainerSync):
         batch.extra_info[DISTILL] = self._distill
         batch = super()._compute_old_log_prob(batch, metrics)
         batch.extra_info.pop(WANT_SUPPORT, None)
+        return batch
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """veRL's, then the constant advantages that the routing gives single rows in place of the group's."""
+        batch = super()._compute_advantage(batch, metrics)
+        keys = [key for key in batch.keys if key in self._fixed_advantages]
+        if keys:
+            masks = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+            advantages = [
+                self._fixed_advantages[key] * mask.float()
+                for key, mask in zip(keys, masks["response_mask"].unbind(), strict=True)
+            ]
+            fields = TensorDict({"advantages": jagged(advantages)}, batch_size=len(keys))
+            tq.kv_batch_put(keys=keys, partition_id=batch.partition_id, fields=fields)
         return batch
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:

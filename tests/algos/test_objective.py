@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from srpo_verl.functional import srpo_objective
+from srpo_verl.functional import objective_summands, srpo_objective
 
 NAN = float("nan")
 
@@ -108,9 +108,53 @@ def test_shapes_must_agree(position, name):
         srpo_objective(*case)
 
 
-def test_branch_mask_must_be_bool_per_row():
+def test_shares_by_hand():
+    grpo, sdpo, weights, mask, _ = random_case()
+    g, d = torch.tensor([1.0, 0.5, 0.0, 0.3, 2.0, 0.0]), torch.tensor([0.0, 0.5, 1.0, 0.7, 1.0, 0.0])
+    expected = sum(
+        float(g[b]) * float(grpo[b, t]) + float(d[b]) * float(weights[b, t] * sdpo[b, t])
+        for b in range(6)
+        for t in range(7)
+        if mask[b, t]
+    )
+    assert float(srpo_objective(grpo, sdpo, weights, mask, d, grpo_B=g, num_tokens=9)) == pytest.approx(
+        expected / 9, abs=1e-14
+    )
+    # Without g every row's rest goes to GRPO.
+    d = torch.tensor([0.25, 0.5, 1.0, 0.0, 0.75, 0.125])
+    by_default = srpo_objective(grpo, sdpo, weights, mask, d)
+    assert torch.equal(by_default, srpo_objective(grpo, sdpo, weights, mask, d, grpo_B=1 - d))
+
+
+def test_a_bool_means_shares_of_0_and_1():
+    case = random_case()
+    objective = srpo_objective(*case)
+    assert torch.equal(objective, srpo_objective(*case[:4], case[4].float()))
+    assert torch.equal(objective, srpo_objective(*case, grpo_B=~case[4]))
+    assert torch.equal(objective, sum(objective_summands(*case)))
+
+
+def test_one_share_for_all_rows_scales_the_sum_to_the_last_bit():
+    """As lambda did when it stood before the sums."""
+    grpo, sdpo, weights, mask, rows = (tensor.float() for tensor in random_case(seed=8))
+    mask, rows = mask.bool(), rows.bool()
+    everybody = torch.ones(6)
+    whole = objective_summands(grpo, sdpo, weights, mask, rows, grpo_B=everybody, num_tokens=23)
+    mixed = objective_summands(grpo, sdpo, weights, mask, 0.3 * rows.float(), grpo_B=0.7 * everybody, num_tokens=23)
+    assert torch.equal(mixed[0], whole[0] * 0.7)
+    assert torch.equal(mixed[1], whole[1] * 0.3)
+
+
+def test_branch_mask_must_be_bool_or_shares_per_row():
     case = list(random_case())
-    with pytest.raises(ValueError, match=r"sdpo_B must be bool of shape \(6,\)"):
-        srpo_objective(*case[:4], case[4].float())
+    for wrong in (case[4].long(), case[4][:5], case[4][:, None]):
+        with pytest.raises(ValueError, match=r"sdpo_B must be bool of shape \(6,\)"):
+            srpo_objective(*case[:4], wrong)
+        with pytest.raises(ValueError, match=r"grpo_B must be bool of shape \(6,\)"):
+            srpo_objective(*case, grpo_B=wrong)
+    for value in (-0.5, NAN, float("inf")):
+        wrong = torch.tensor([0.0, 0.0, value, 0.0, 0.0, 0.0])
+        with pytest.raises(ValueError, match=r"sdpo_B: shares must be finite and at least 0, got .* in row 2"):
+            srpo_objective(*case[:4], wrong)
     with pytest.raises(ValueError, match=r"grpo_loss_BT must have shape \(B, T\)"):
         srpo_objective(*(tensor[0] for tensor in case[:4]), case[4])

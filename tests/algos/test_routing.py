@@ -1,6 +1,7 @@
 """Equation (1): the decision table, the choice of the sibling, and properties over random batches."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srpo_verl.algos.routing import ROUTINGS, SELECTIONS, RoutingCase, choose_siblings, group_indices
-from srpo_verl.functional import route_samples
+from srpo_verl.functional import Shares, route_samples
 
 PARTITIONS = ("sample", "none")
 
@@ -27,8 +28,23 @@ def reference_routes(routing, correct, teacher):
         return False, True
     if routing == "advantage_mix":
         return bool(teacher), True
+    if routing == "keep_negative":
+        return bool((1 - correct) * teacher), True
+    if routing == "fixed_negative":
+        return False, True
     wanted = {"all": True, "correct_only": correct == 1, "failed_only": correct == 0}[routing]
     return bool(teacher and wanted), False
+
+
+def reference_shares(routing, correct, teacher, pass_rate, mix_lambda=0.9):
+    """(g, d) of one rollout, written out from the table of docs/algorithm.md."""
+    z = (1 - correct) * teacher
+    if routing == "advantage_mix":
+        return mix_lambda, (1 - mix_lambda) * teacher
+    if routing == "handover":
+        return 1 - z * (1 - pass_rate), z * (1 - pass_rate)
+    distilled, grpo = reference_routes(routing, correct, teacher)
+    return float(grpo), float(distilled)
 
 
 def test_paper_example_of_eight_rollouts():
@@ -46,8 +62,130 @@ def test_decision_table(routing):
     result = route([1, 1, 0, 1, 0, 0, 0], list("aaabbcc"), routing=routing)
     cells = [(1, 1), (1, 1), (0, 1), (1, 0), (0, 1), (0, 0), (0, 0)]
     assert list(zip(result.correct_B.int().tolist(), result.teacher_B.int().tolist(), strict=True)) == cells
-    expected = [reference_routes(routing, c, m) for c, m in cells]
-    assert list(zip(result.sdpo_B.tolist(), result.grpo_B.tolist(), strict=True)) == expected
+    pass_rates = [2 / 3, 2 / 3, 2 / 3, 1 / 2, 1 / 2, 0, 0]
+    assert result.pass_rate_B.tolist() == pytest.approx(pass_rates)
+    expected = [reference_shares(routing, c, m, p) for (c, m), p in zip(cells, pass_rates, strict=True)]
+    for index, share_B in enumerate((result.grpo_share_B, result.sdpo_share_B)):
+        assert share_B.tolist() == pytest.approx([shares[index] for shares in expected], abs=1e-7)  # fp32
+    assert torch.equal(result.sdpo_B, result.sdpo_share_B > 0)
+    assert torch.equal(result.grpo_B, result.grpo_share_B > 0)
+
+
+def test_a_handed_over_failure_belongs_the_more_to_the_reward_the_better_the_prompt_is_known():
+    rates, grpo = [], []
+    for correct in range(1, 8):
+        result = route([1] * correct + [0] * (8 - correct), "a" * 8, routing="handover")
+        rates.append(float(result.pass_rate_B[-1]))
+        grpo.append(float(result.grpo_share_B[-1]))
+        assert result.grpo_share_B[:correct].tolist() == [1.0] * correct
+    assert grpo == rates == [correct / 8 for correct in range(1, 8)]
+
+
+def test_the_fixed_negative_advantage_is_for_failures_with_a_correct_sibling():
+    # Feedback is no sibling.
+    feedback = torch.tensor([False, False, True, False])
+    result = route([1, 0, 0, 0], ["a", "a", "b", "b"], routing="fixed_negative", feedback_B=feedback)
+    assert result.advantage_B[1] == -0.5
+    assert result.advantage_B[[0, 2, 3]].isnan().all()
+    assert route([1, 0], "aa", routing="fixed_negative", negative_advantage=0.25).advantage_B[1] == -0.25
+    assert route([1, 0], "aa").advantage_B.isnan().all()
+
+
+def test_lambda_is_the_share_of_grpo():
+    result = route([1, 0, 0], "aab", routing="advantage_mix", mix_lambda=0.75)
+    assert result.grpo_share_B.tolist() == [0.75] * 3
+    assert result.sdpo_share_B.tolist() == [0.0, 0.25, 0.0]
+
+
+def test_siblings_may_be_no_teachers():
+    result = route([1, 0, 0], "aab", siblings_teach=False, feedback_B=torch.tensor([False, False, True]))
+    assert result.sibling_B.tolist() == [-1, 0, -1]
+    assert result.teacher_B.tolist() == result.sdpo_B.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_a_schedule_leads_from_the_routing_to_grpo(routing):
+    batch = ([1, 1, 0, 1, 0, 0, 0], list("aaabbcc"))
+    full, half, none = (route(*batch, routing=routing, coefficient=s) for s in (1.0, 0.5, 0.0))
+    as_it_is = route(*batch, routing=routing)
+    assert torch.equal(full.grpo_share_B, as_it_is.grpo_share_B)
+    assert torch.equal(full.sdpo_share_B, as_it_is.sdpo_share_B)
+    torch.testing.assert_close(half.sdpo_share_B, as_it_is.sdpo_share_B / 2)
+    torch.testing.assert_close(half.grpo_share_B, (as_it_is.grpo_share_B + 1) / 2)
+    assert not none.sdpo_B.any()
+    assert (none.grpo_share_B == 1).all()
+
+
+# --- a routing of the user's own -------------------------------------------------------------------------------------
+
+
+def own(rows):
+    d_B = rows.failed_with_teacher_B * (rows.step > 3)
+    return Shares(grpo_B=1 - d_B, sdpo_B=d_B)
+
+
+def test_a_routing_of_one_s_own_by_module_and_function():
+    name = f"{__name__}:own"
+    assert not route([1, 0], "aa", routing=name, step=3).sdpo_B.any()
+    assert route([1, 0], "aa", routing=name, step=4).sdpo_B.tolist() == [False, True]
+
+
+def test_the_documentation_shows_the_routing_that_the_update_is_tested_with():
+    root = Path(__file__).parents[2]
+    shown = (root / "docs" / "algorithm.md").read_text().split("# my_module.py", 1)[1].split("```")[0]
+    tested = (root / "tests" / "verl_ext" / "own_routing.py").read_text()
+    assert shown.split("\n", 1)[1].strip() in tested
+
+
+def returns_a_tuple(rows):
+    return rows.correct_B, rows.teacher_B
+
+
+def distils_everybody(rows):
+    return Shares(rows.correct_B, torch.ones_like(rows.correct_B))
+
+
+def negative(rows):
+    return Shares(rows.correct_B - 1, rows.teacher_B)
+
+
+def of_another_shape(rows):
+    return Shares(rows.correct_B, rows.teacher_B[:1])
+
+
+def endless(rows):
+    return Shares(rows.correct_B, rows.teacher_B, rows.correct_B / 0)
+
+
+def of_two_arguments(rows, options):
+    return Shares(rows.correct_B, rows.teacher_B)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("returns_a_tuple", "has to return srpo_verl.functional.Shares, got tuple"),
+        ("distils_everybody", "distils row 0, which has no teacher information"),
+        ("negative", r"grpo_B must be finite and at least 0, got -1\.0 in row 1"),
+        ("of_another_shape", r"sdpo_B must have shape \(3,\), got \(1,\)"),
+        ("endless", "advantage_B"),
+        ("of_two_arguments", "a function of one argument"),
+        ("CONSTANT", "a function of one argument"),
+        ("absent", "cannot be imported"),
+    ],
+)
+def test_what_a_routing_of_one_s_own_may_not_do(name, message):
+    with pytest.raises(ValueError, match=message):
+        route([1, 0, 0], "aab", routing=f"{__name__}:{name}")
+
+
+CONSTANT = 3
+
+
+@pytest.mark.parametrize("name", ["no_such_module_anywhere:f", "torch.no_such:f"])
+def test_a_module_that_is_not_there(name):
+    with pytest.raises(ValueError, match=r"cannot be imported .*PYTHONPATH"):
+        route([1, 0], "aa", routing=name)
 
 
 def test_every_cell_has_a_name():
@@ -145,6 +283,9 @@ def test_result_is_frozen():
         ({"group_ids": ["a"]}, "each of 2 rewards, got 1"),
         ({"group_ids": torch.zeros(2, 2)}, r"\(2, 2\)"),
         ({"routing": "srpo"}, "got 'srpo'"),
+        ({"routing": "srpo:"}, "got 'srpo:'"),
+        ({"coefficient": 1.5}, "got 1.5"),
+        ({"coefficient": -0.5}, "got -0.5"),
         ({"select": "best"}, "got 'best'"),
         ({"select": "shortest"}, "needs lengths_B"),
         ({"select": "shortest", "lengths_B": torch.ones(3)}, r"\(3,\)"),
@@ -181,7 +322,7 @@ def test_properties(samples, routing, select, seed):
     assert torch.equal(cells.sum(dim=0), torch.ones(len(samples), dtype=torch.int64))
     if routing in PARTITIONS:
         assert torch.equal(result.sdpo_B, ~result.grpo_B)
-    elif routing != "advantage_mix":
+    elif routing not in ("advantage_mix", "handover", "keep_negative", "fixed_negative"):
         assert not (result.sdpo_B & result.grpo_B).any()
 
     for i, sibling in enumerate(result.sibling_B.tolist()):
@@ -196,8 +337,9 @@ def test_properties(samples, routing, select, seed):
             assert sibling in others
         teacher = int(bool(others) or feedback[i])
         assert bool(result.teacher_B[i]) == bool(teacher)
-        expected = reference_routes(routing, int(rewards[i] >= 0.5), teacher)
-        assert (bool(result.sdpo_B[i]), bool(result.grpo_B[i])) == expected
+        group = [float(r >= 0.5) for r, g in zip(rewards, groups, strict=True) if g == groups[i]]
+        expected = reference_shares(routing, int(rewards[i] >= 0.5), teacher, sum(group) / len(group))
+        assert (float(result.grpo_share_B[i]), float(result.sdpo_share_B[i])) == pytest.approx(expected, abs=1e-7)
 
 
 def test_choose_siblings_needs_no_rewards():

@@ -90,6 +90,12 @@ def test_runs_without_a_teacher_may_have_it(change, key, value, remedy):
     check_run(change("grpo", **{key: value}))
 
 
+def test_a_routing_of_one_s_own_is_imported_in_the_driver(change):
+    check_run(change(**{"srpo.routing": "tests.verl_ext.own_routing:my_routing"}))
+    for name in ("tests.verl_ext.own_routing:no_routing", "no_such_module:f"):
+        assert "cannot be imported" in refusal(change(**{"srpo.routing": name}), "srpo.routing", name).remedy
+
+
 def test_the_trainer_may_have_rewritten_its_mode(change):
     """SrpoTrainer checks, sets "sync", and workers or a second trainer may check again."""
     check_run(change(**{"trainer.v1.trainer_mode": "sync"}))

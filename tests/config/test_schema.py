@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from srpo_verl.algos.routing import ROUTINGS
 from srpo_verl.config.schema import as_flat_dict, default_values, parse
 from srpo_verl.errors import ConfigError
 
@@ -22,6 +23,7 @@ DEFAULTS = {
     "srpo.distillation.is_clip": 2.0,
     "srpo.weighting.beta": 1.0,
     "srpo.advantage_mix.lambda": 0.9,
+    "srpo.fixed_negative.advantage": 0.5,
     "srpo.teacher.kind": "ema",
     "srpo.teacher.ema_rate": 0.05,
     "srpo.teacher.cpu_offload": False,
@@ -38,6 +40,7 @@ NUMBERS = [
     "srpo.distillation.is_clip",
     "srpo.weighting.beta",
     "srpo.advantage_mix.lambda",
+    "srpo.fixed_negative.advantage",
     "srpo.teacher.ema_rate",
     "srpo.budget.stop_at_hours",
 ]
@@ -49,13 +52,23 @@ FLAGS = [
     "srpo.demonstration.environment_feedback",
 ]
 CHOICES = {
-    "srpo.routing": ("sample", "none", "correct_only", "failed_only", "advantage_mix"),
+    "srpo.routing": (
+        "sample",
+        "none",
+        "all",
+        "correct_only",
+        "failed_only",
+        "advantage_mix",
+        "handover",
+        "keep_negative",
+        "fixed_negative",
+    ),
     "srpo.teacher.kind": ("ema", "frozen", "live"),
     "srpo.demonstration.select": ("first", "random", "shortest"),
 }
 LISTS = ["srpo.budget.hours"]
 NULLABLE = ["srpo.distillation.top_k", "srpo.distillation.is_clip", "srpo.budget.stop_at_hours"]
-GROUPS = ["distillation", "weighting", "advantage_mix", "teacher", "demonstration", "budget"]
+GROUPS = ["distillation", "weighting", "advantage_mix", "fixed_negative", "teacher", "demonstration", "budget"]
 
 
 def with_values(changes):
@@ -150,8 +163,9 @@ def test_which_teachers_need_weights_of_their_own(kind, copy):
     assert config.needs_teacher_copy is copy
 
 
-def test_without_distillation_there_is_no_teacher():
-    config = parse(with_values({"srpo.routing": "none"}))
+@pytest.mark.parametrize("routing", ["none", "fixed_negative"])
+def test_without_distillation_there_is_no_teacher(routing):
+    config = parse(with_values({"srpo.routing": routing}))
     assert not config.uses_teacher
     assert not config.needs_teacher_copy
 
@@ -327,15 +341,41 @@ OTHER = {  # another valid value of every key
 }
 
 
+@pytest.mark.parametrize("routing", ["none", "fixed_negative"])
 @pytest.mark.parametrize("key", sorted(OTHER))
-def test_no_key_of_the_teacher_has_an_effect_without_distillation(key):
+def test_no_key_of_the_teacher_has_an_effect_without_distillation(key, routing):
     parse(with_values({key: OTHER[key]}))  # fine by itself, so it is the combination that is refused
-    error = refusal({"srpo.routing": "none", key: OTHER[key]}, key)
+    error = refusal({"srpo.routing": routing, key: OTHER[key]}, key)
     assert "no effect" in error.remedy
-    assert "srpo.routing=none" in error.remedy
+    assert f"srpo.routing={routing}" in error.remedy
 
 
-@pytest.mark.parametrize("routing", ["sample", "none", "all", "correct_only", "failed_only"])
+def test_the_routings_are_those_of_the_registry():
+    assert sorted(CHOICES["srpo.routing"]) == sorted(ROUTINGS)
+
+
+@pytest.mark.parametrize("name", ["my_module:my_routing", "a.b_c.d:f"])
+def test_a_routing_of_one_s_own_is_not_imported_here(name):
+    """Workers parse the group as well, and need the shares only."""
+    config = parse(with_values({"srpo.routing": name, "srpo.advantage_mix.lambda": 0.5}))
+    assert config.routing == name
+    assert config.uses_teacher
+
+
+@pytest.mark.parametrize("name", ["my_module", "my_module:", ":f", "a b:f", "a:f()", "a..b:f"])
+def test_what_is_not_the_name_of_a_function(name):
+    assert "module:function" in refusal({"srpo.routing": name}, "srpo.routing").remedy
+
+
+@pytest.mark.parametrize("routing", [name for name in CHOICES["srpo.routing"] if name != "fixed_negative"])
+def test_the_fixed_advantage_needs_its_routing(routing):
+    key = "srpo.fixed_negative.advantage"
+    assert "routing=fixed_negative" in refusal({"srpo.routing": routing, key: 0.25}, key).remedy
+    assert parse(with_values({"srpo.routing": "fixed_negative", key: 0.25})).negative_advantage == 0.25
+    assert "above 0" in refusal({"srpo.routing": "fixed_negative", key: 0}, key).remedy
+
+
+@pytest.mark.parametrize("routing", [name for name in CHOICES["srpo.routing"] if name != "advantage_mix"])
 def test_lambda_needs_advantage_mix(routing):
     error = refusal({"srpo.routing": routing, "srpo.advantage_mix.lambda": 0.5}, "srpo.advantage_mix.lambda")
     assert f"srpo.routing={routing}" in error.remedy
@@ -388,7 +428,7 @@ def test_any_value_of_any_key_is_taken_or_refused_with_a_config_error(key, value
         # Taken: then it has the type the rest of the package relies on.
         assert value is not None or key in NULLABLE
         assert isinstance(value, bool) == (key in FLAGS)
-        assert config.routing in (*CHOICES["srpo.routing"], "all")
+        assert config.routing in CHOICES["srpo.routing"]
         return
     # All other keys have their defaults, so the one that was changed is the one to blame.
     assert error.key.startswith(key)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from srpo_verl.algos.routing import ROUTINGS
 from srpo_verl.config.check import check_run
 from srpo_verl.config.schema import as_flat_dict, default_values
 from srpo_verl.data.benchmarks import BENCHMARKS
@@ -87,6 +88,11 @@ def test_every_key_is_documented_with_its_default(key, value):
     lines = [line for line in DOCUMENTATION.read_text().splitlines() if f"`{key}`" in line]
     assert lines, f"{key} is not in {DOCUMENTATION.name}"
     assert any(documents(line, key, value) for line in lines), f"{key}: no line gives the default {value}: {lines}"
+
+
+def test_the_comment_above_routing_names_every_routing():
+    comment = (CONFIG / "base.yaml").read_text().split("  routing: sample")[0].rsplit("srpo:", 1)[1]
+    assert [name for name in (*ROUTINGS, "module:function") if not re.search(rf"\b{name}\b", comment)] == []
 
 
 def test_the_documentation_checker_can_fail():

@@ -19,6 +19,12 @@ METRICS = [
     "srpo/frac_grpo",
     "srpo/frac_teacher_available",
     "srpo/frac_all_failed_groups",
+    "srpo/frac_mostly_failed_groups",
+    "srpo/frac_mostly_correct_groups",
+    "srpo/frac_all_correct_groups",
+    "srpo/sdpo_share_mean",
+    "srpo/grpo_share_mean",
+    "srpo/without_teacher",
     "srpo/sdpo_tokens",
     "srpo/grpo_tokens",
     "srpo/loss",
@@ -110,6 +116,10 @@ def test_every_metric_is_logged_and_consistent(uninterrupted):
         # Both branches at work, and every row in exactly one of them.
         assert metrics["srpo/frac_sdpo"] > 0
         assert metrics["srpo/frac_sdpo"] + metrics["srpo/frac_grpo"] == pytest.approx(1.0)
+        assert metrics["srpo/sdpo_share_mean"] == pytest.approx(metrics["srpo/frac_sdpo"])
+        assert metrics["srpo/grpo_share_mean"] == pytest.approx(metrics["srpo/frac_grpo"])
+        pass_rates = [metrics[name] for name in METRICS if name.endswith("_groups")]
+        assert sum(pass_rates) == pytest.approx(1.0)
         # The sum is taken in fp32.
         summands = metrics["srpo/grpo_loss"] + metrics["srpo/sdpo_loss"]
         assert metrics["srpo/loss"] == pytest.approx(summands, rel=1e-6, abs=1e-8)

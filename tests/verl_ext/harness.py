@@ -120,8 +120,16 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
 
     every = batch_tensors(case.tokens)
     rewards = torch.tensor(REWARDS)
-    routing = route_samples(rewards, GROUPS, routing=config.srpo.routing)
+    routing = route_samples(
+        rewards,
+        GROUPS,
+        routing=config.srpo.routing,
+        mix_lambda=config.srpo.advantage_mix["lambda"],
+        negative_advantage=config.srpo.fixed_negative.advantage,
+    )
     advantages = group_advantages(rewards, GROUPS)
+    # What SrpoTrainer does to the estimator's advantages.
+    advantages = torch.where(routing.advantage_B.isnan(), advantages, routing.advantage_B)
     rows_of_rank = case.rows_of_rank or [list(range(r, len(REWARDS), world_size)) for r in range(world_size)]
     rows = rows_of_rank[rank]
 
@@ -140,7 +148,8 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             "rollout_is_weights": column("rollout_is_weights"),
             "advantages": jagged([advantages[row] * every["response_mask"][row] for row in rows]),
             schema.SDPO_ROW: routing.sdpo_B[rows],
-            schema.GRPO_ROW: routing.grpo_B[rows],
+            schema.SDPO_SHARE: routing.sdpo_share_B[rows],
+            schema.GRPO_SHARE: routing.grpo_share_B[rows],
             schema.TEACHER_INPUT_IDS: jagged(
                 [every["teacher"][row] if routing.sdpo_B[row] else filler(torch.int64) for row in rows]
             ),

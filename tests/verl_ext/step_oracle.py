@@ -18,7 +18,8 @@ def run(
     model_path: Path,
     batch: dict[str, list[torch.Tensor]],
     *,
-    sdpo: list[bool],
+    grpo: list[float],
+    sdpo: list[float],
     advantages: list[float],
     steps: int,
     temperature: float,
@@ -29,14 +30,13 @@ def run(
     beta: float = 1.0,
     clip_grad: float = 1.0,
     teacher_kind: str = "ema",
-    grpo_scale: float = 1.0,
-    sdpo_scale: float = 1.0,
-    grpo_rows: list[bool] | None = None,
     mini_batches: list[list[int]] | None = None,
     adapter: dict[str, torch.Tensor] | None = None,
     adapter_scale: float = 1.0,
 ) -> dict[str, Any]:
     """Returns metrics per step, final student and teacher weights. Defaults are the paper's (Table 3).
+
+    `grpo` and `sdpo` are g and d of every row.
 
     With `adapter`, weights A and B by peft's names, only they are trained and averaged, and they are what is returned;
     `merged` is then the student with scale * B A added to its weights.
@@ -49,7 +49,6 @@ def run(
         averaged = _attach(teacher, adapter, adapter_scale)
     optimizer = torch.optim.AdamW(learned, lr=learning_rate, weight_decay=0.01, eps=adam_eps)
     every_row = list(range(len(batch["responses"])))
-    takes_grpo = grpo_rows if grpo_rows is not None else [not z for z in sdpo]
     history = []
 
     def response_log_probs(model: Any, context: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
@@ -73,13 +72,13 @@ def run(
                     batch["responses"][row],
                 )
                 for row in every_row
-                if sdpo[row]
+                if sdpo[row] > 0
             }
             before = {row: sampled_log_probs(row) for row in every_row}
         entries = []
         for rows in mini_batches or [every_row]:
             num_tokens = sum(int(batch["response_mask"][row].sum()) for row in rows)
-            distilled = [row for row in rows if sdpo[row]]
+            distilled = [row for row in rows if sdpo[row] > 0]
             raw_weights = {
                 row: torch.exp(beta * (teacher_log_probs[row].exp() * teacher_log_probs[row]).sum(-1))
                 * batch["response_mask"][row]
@@ -95,21 +94,21 @@ def run(
                 old_log_p, old = before[row][0], before[row][1] + batch["log_ratio_noise"][row].double()
                 correction = batch["rollout_is_weights"][row].double()
                 ratio = torch.exp(sampled - old)
-                if takes_grpo[row]:
+                if grpo[row] > 0:
                     advantage = advantages[row]
                     token = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
                     if advantage < 0:
                         token = torch.minimum(token, torch.full_like(token, -3.0 * advantage))
-                    grpo_sum = grpo_sum + (token * correction * mask).sum()
-                if sdpo[row]:
+                    grpo_sum = grpo_sum + grpo[row] * (token * correction * mask).sum()
+                if sdpo[row] > 0:
                     support = None if top_k is None else old_log_p.topk(top_k, dim=-1).indices
                     divergence = _jensen_shannon(log_p, teacher_log_probs[row], support)
                     weight = raw_weights[row] / mean_weight
                     truncated = ratio.detach().clamp(max=2.0)
-                    sdpo_sum = sdpo_sum + (weight * divergence * truncated * correction * mask).sum()
+                    sdpo_sum = sdpo_sum + sdpo[row] * (weight * divergence * truncated * correction * mask).sum()
                     divergence_sum = divergence_sum + (divergence.detach() * mask).sum()
 
-            grpo_loss, sdpo_loss = grpo_scale * grpo_sum / num_tokens, sdpo_scale * sdpo_sum / num_tokens
+            grpo_loss, sdpo_loss = grpo_sum / num_tokens, sdpo_sum / num_tokens
             optimizer.zero_grad()
             (grpo_loss + sdpo_loss).backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(learned, clip_grad)

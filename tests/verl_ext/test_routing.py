@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from srpo_verl.algos.routing import ROUTINGS
 from srpo_verl.config.schema import default_values, parse
 from srpo_verl.teacher.dialogue import DialogueText
 from srpo_verl.verl_ext.routing import Rollouts, Router
@@ -15,7 +16,7 @@ LIMIT = 200
 def settings(routing="sample", **demonstration):
     values = default_values()
     values["routing"] = routing
-    if routing != "none":
+    if ROUTINGS[routing].distils:
         values["demonstration"]["max_prompt_tokens"] = LIMIT
         values["demonstration"].update(demonstration)
     return parse(values)
@@ -128,7 +129,7 @@ def test_the_order_of_the_rows_changes_nothing(routing, select, order):
     shuffled_batch = rollouts([MIXED[row] for row in order])
     shuffled = router(routing, select=select).route(shuffled_batch, 3)
     assert siblings(shuffled, shuffled_batch.keys) == siblings(reference, batch.keys)
-    for name in ("correct_B", "teacher_B", "sdpo_B", "grpo_B"):
+    for name in ("correct_B", "teacher_B", "pass_rate_B", "sdpo_share_B", "grpo_share_B"):
         assert torch.equal(getattr(shuffled.routing, name), getattr(reference.routing, name)[order]), name
     assert shuffled.reprompts == [reference.reprompts[row] for row in order]
     assert shuffled.metrics == pytest.approx(reference.metrics)
@@ -307,7 +308,13 @@ def test_the_metrics_by_hand():
             "srpo/frac_sdpo": 2 / 8,
             "srpo/frac_grpo": 6 / 8,
             "srpo/frac_teacher_available": 4 / 8,  # a1, a2, d0, d1
+            "srpo/sdpo_share_mean": 2 / 8,
+            "srpo/grpo_share_mean": 6 / 8,
             "srpo/frac_all_failed_groups": 1 / 4,  # b
+            "srpo/frac_mostly_failed_groups": 1 / 4,  # a
+            "srpo/frac_mostly_correct_groups": 0.0,
+            "srpo/frac_all_correct_groups": 2 / 4,  # c, d
+            "srpo/without_teacher": 0.0,
             "srpo/sdpo_tokens": 9 + 7,
             "srpo/grpo_tokens": 5 + 3 + 0 + 5 + 3 + 4,
             "srpo/reprompt_tokens_mean": question + parts + len("right"),
@@ -338,7 +345,13 @@ def test_a_step_without_any_correct_rollout():
         "srpo/frac_sdpo": 0.0,
         "srpo/frac_grpo": 1.0,
         "srpo/frac_teacher_available": 0.0,
+        "srpo/sdpo_share_mean": 0.0,
+        "srpo/grpo_share_mean": 1.0,
         "srpo/frac_all_failed_groups": 1.0,
+        "srpo/frac_mostly_failed_groups": 0.0,
+        "srpo/frac_mostly_correct_groups": 0.0,
+        "srpo/frac_all_correct_groups": 0.0,
+        "srpo/without_teacher": 1.0,
         "srpo/sdpo_tokens": 0,
         "srpo/grpo_tokens": 6,
     }
@@ -353,6 +366,9 @@ def test_a_step_without_any_correct_rollout():
         ("correct_only", 2, 0),
         ("failed_only", 3, 0),
         ("advantage_mix", 5, 9),
+        ("handover", 3, 9),
+        ("keep_negative", 3, 9),
+        ("fixed_negative", 0, 9),
     ],
 )
 def test_shares_of_every_routing(routing, sdpo, grpo):
@@ -362,6 +378,18 @@ def test_shares_of_every_routing(routing, sdpo, grpo):
     assert metrics["srpo/frac_grpo"] == pytest.approx(grpo / 9)
     assert metrics["srpo/frac_teacher_available"] == pytest.approx(5 / 9)
     assert metrics["srpo/frac_all_failed_groups"] == pytest.approx(1 / 3)
+    groups = ("all_failed", "mostly_failed", "mostly_correct", "all_correct")
+    assert sum(metrics[f"srpo/frac_{name}_groups"] for name in groups) == pytest.approx(1.0)
+    assert metrics["srpo/frac_mostly_correct_groups"] == pytest.approx(1 / 3)
+    assert metrics["srpo/without_teacher"] == float(sdpo == 0)
+
+
+def test_mean_shares():
+    """MIXED with hand-over: a (p = 2/3) hands over one row, c (p = 1/3) two."""
+    metrics = router("handover").route(rollouts(MIXED), 0).metrics
+    d = 1 / 3 + 2 * 2 / 3
+    assert metrics["srpo/sdpo_share_mean"] == pytest.approx(d / 9)
+    assert metrics["srpo/grpo_share_mean"] == pytest.approx(1 - d / 9)
 
 
 def test_rows_are_ragged_and_nothing_is_padded():

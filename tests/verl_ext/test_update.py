@@ -8,7 +8,8 @@ import itertools
 import pytest
 import torch
 
-from srpo_verl.functional import group_advantages, route_samples
+from srpo_verl.algos.routing import ROUTINGS
+from srpo_verl.functional import route_samples
 from tests.support import tiny_model
 from tests.verl_ext import harness, step_oracle
 from tests.verl_ext.harness import Case
@@ -74,6 +75,28 @@ SETTINGS = [
     Case("two-optimizer-steps", EMA, [[0, 1, 2, 4, 3, 5, 6, 7]], mini_batch_size=4),
     Case("routing-all", [*EMA, "srpo.routing=all"]),
     Case("advantage-mix", [*EMA, "srpo.routing=advantage_mix", "srpo.advantage_mix.lambda=0.7"]),
+    Case("routing-handover", [*EMA, "srpo.routing=handover"]),
+    Case("routing-keep-negative", [*EMA, "srpo.routing=keep_negative"]),
+    Case(
+        "routing-fixed-negative",
+        [
+            "srpo.routing=fixed_negative",
+            "srpo.fixed_negative.advantage=0.3",
+            "srpo.distillation.top_k=100",
+            "srpo.demonstration.max_prompt_tokens=10240",
+        ],
+    ),
+    Case("routing-of-the-user", [*EMA, "srpo.routing=tests.verl_ext.own_routing:my_routing"]),
+]
+# Shares that are neither 0 nor 1, whatever the layout: a row's share must travel with the row.
+HANDOVER = [*EMA, "srpo.routing=handover"]
+FRACTIONAL_ONE_RANK = [
+    Case("handover-fsdp2-packed-1", [*HANDOVER, *FSDP2, *fixed(1)]),
+    Case("handover-fsdp1-padded-8", [*HANDOVER, *FSDP1, *PADDED, *fixed(8)]),
+]
+FRACTIONAL_TWO_RANKS = [
+    Case("2-handover-fsdp2-packed-dynamic", [*HANDOVER, *FSDP2], SDPO_ON_RANK_0),
+    Case("2-handover-fsdp1-packed-4", [*HANDOVER, *FSDP1, *fixed(4)]),
 ]
 
 
@@ -86,17 +109,47 @@ def model(tmp_path_factory):
 def results(model, tmp_path_factory):
     """Every case, computed once: one group of processes per world size."""
     out = tmp_path_factory.mktemp("results")
-    one = harness.run_cases([*ONE_RANK, *ONE_RANK_BF16, *SETTINGS, *MASKED_SPANS], 1, model, out)
-    return one | harness.run_cases([*TWO_RANKS, *TWO_RANKS_BF16], 2, model, out)
+    one = harness.run_cases([*ONE_RANK, *ONE_RANK_BF16, *SETTINGS, *MASKED_SPANS, *FRACTIONAL_ONE_RANK], 1, model, out)
+    return one | harness.run_cases([*TWO_RANKS, *TWO_RANKS_BF16, *FRACTIONAL_TWO_RANKS], 2, model, out)
+
+
+#          row: 0  1  2  3  4  5  6  7; groups AAAABBCC
+CORRECT = [int(reward >= 0.5) for reward in harness.REWARDS]
+TEACHER = [1, 1, 1, 1, 0, 0, 0, 1]  # another row of the group is correct
+PASS_RATE = [2 / 4] * 4 + [0.0] * 2 + [1 / 2] * 2
+LAMBDA, FIXED = 0.7, 0.3
+
+
+def shares(routing):
+    """(g, d) of every row, written out from the table of docs/algorithm.md."""
+    z = [(1 - c) * m for c, m in zip(CORRECT, TEACHER, strict=True)]
+    ones, zeros = [1.0] * len(z), [0.0] * len(z)
+    return {
+        "none": (ones, zeros),
+        "sample": ([1 - x for x in z], z),
+        "all": (zeros, TEACHER),
+        "correct_only": (zeros, [m * c for c, m in zip(CORRECT, TEACHER, strict=True)]),
+        "failed_only": (zeros, z),
+        "advantage_mix": ([LAMBDA] * len(z), [(1 - LAMBDA) * m for m in TEACHER]),
+        "handover": (
+            [1 - x * (1 - p) for x, p in zip(z, PASS_RATE, strict=True)],
+            [x * (1 - p) for x, p in zip(z, PASS_RATE, strict=True)],
+        ),
+        "keep_negative": (ones, z),
+        "fixed_negative": (ones, zeros),
+        "own": (ones, [0.5 * x for x in z]),
+    }[routing]
 
 
 def oracle(model, routing="sample", tokens=None, **kwargs):
-    rewards = torch.tensor(harness.REWARDS)
-    routed = route_samples(rewards, harness.GROUPS, routing=routing)
+    grpo, sdpo = shares(routing)
+    advantages = [reward - p for reward, p in zip(harness.REWARDS, PASS_RATE, strict=True)]
+    if routing == "fixed_negative":
+        advantages = [-FIXED if m and not c else a for c, m, a in zip(CORRECT, TEACHER, advantages, strict=True)]
     settings = {
-        "sdpo": routed.sdpo_B.tolist(),
-        "grpo_rows": routed.grpo_B.tolist(),
-        "advantages": group_advantages(rewards, harness.GROUPS).tolist(),
+        "grpo": grpo,
+        "sdpo": sdpo,
+        "advantages": advantages,
         "steps": harness.STEPS,
         "temperature": harness.TEMPERATURE,
         "top_k": harness.TOP_K,
@@ -194,6 +247,16 @@ def test_bf16_stays_close(results, expected, name):
     assert_same(results[name], expected, tolerance=4e-2)
 
 
+@pytest.fixture(scope="module")
+def expected_handover(model):
+    return oracle(model, "handover")
+
+
+@pytest.mark.parametrize("name", [case.name for case in [*FRACTIONAL_ONE_RANK, *FRACTIONAL_TWO_RANKS]])
+def test_ways_of_computing_change_nothing_with_shares_between_0_and_1(results, expected_handover, name):
+    assert_same(results[name], expected_handover, tolerance=1e-5)
+
+
 def test_the_teacher_moved_and_is_not_the_student(results, expected, model):
     from transformers import AutoModelForCausalLM
 
@@ -219,17 +282,26 @@ def test_the_teacher_moved_and_is_not_the_student(results, expected, model):
         ("routing-correct-only", {"routing": "correct_only"}),
         ("routing-failed-only", {"routing": "failed_only"}),
         ("two-optimizer-steps", {"mini_batches": [[0, 1, 2, 4], [3, 5, 6, 7]]}),
-        ("advantage-mix", {"routing": "advantage_mix", "grpo_scale": 0.7, "sdpo_scale": 0.3}),
+        ("advantage-mix", {"routing": "advantage_mix"}),
+        ("routing-handover", {"routing": "handover"}),
+        ("routing-keep-negative", {"routing": "keep_negative"}),
+        ("routing-fixed-negative", {"routing": "fixed_negative", "teacher_kind": "frozen"}),
+        ("routing-of-the-user", {"routing": "own"}),
     ],
 )
 def test_every_setting_means_what_the_equations_say(results, model, name, settings):
     expected = oracle(model, **settings)
-    if name in ("live", "routing-none"):
+    if name in ("live", "routing-none", "routing-fixed-negative"):
         for entry in expected["metrics"]:
             entry.pop("srpo/teacher_distance", None)
         expected["teacher"] = {}
         assert results[name]["teacher"] == {}
     assert_same(results[name], expected, tolerance=1e-5)
+
+
+def test_every_routing_is_compared_with_the_oracle(results):
+    compared = {case.overrides[index] for case in SETTINGS for index in range(len(case.overrides))}
+    assert {f"srpo.routing={name}" for name in ROUTINGS} - compared == {"srpo.routing=sample"}
 
 
 def test_settings_change_the_loss(results):
