@@ -62,7 +62,13 @@ def objective_summands(
     grpo_B: torch.Tensor | None = None,
     num_tokens: int | float | torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two summands of equation (5), GRPO's and SDPO's; arguments and errors as of `srpo_objective`, their sum."""
+    """The two summands of equation (5), GRPO's and SDPO's, for where they are wanted apart.
+
+    Arguments and results as of `srpo_objective`, which is their sum.
+
+    Raises:
+        ValueError: as `srpo_objective`.
+    """
     shape = grpo_loss_BT.shape
     if len(shape) != 2:
         raise ValueError(f"grpo_loss_BT must have shape (B, T), got {tuple(shape)}")
