@@ -30,6 +30,7 @@ setup(
         "math-verify>=0.8",
         "pyarrow>=15",
         "matplotlib>=3.8",
+        "wrapt>=1.15",
     ],
     extras_require={
         # Nothing beyond the base on a CPU: the rollout engine is srpo_verl.cpu. The torch release is the tested one.

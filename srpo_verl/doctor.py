@@ -6,7 +6,6 @@ srpo" is otherwise invisible. The checks are functions of what was found; only `
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import logging
 import os
@@ -20,9 +19,16 @@ from importlib.metadata import PackageNotFoundError, entry_points, requires, ver
 
 from packaging.requirements import Requirement
 
-PLUGIN = "srpo_verl.plugin"
-ENTRY_POINT = "srpo_verl"
-POLICY_VARIABLE = "VERL_USE_EXTERNAL_PLUGINS"
+from srpo_verl.cpu import PLATFORM_VARIABLE
+from srpo_verl.installation import (
+    ENTRY_POINT,
+    PLUGIN,
+    POLICY_VARIABLE,
+    SUPPORTED_VERL,
+    is_loaded_under,
+    missing_registrations,
+)
+
 TRACEBACK_FRAMES = 3
 
 OK, MISSING, NOTE = "ok", "missing", "note"
@@ -60,20 +66,6 @@ class PluginState:
     loaded: bool
     error: Exception | None = None
     verl_error: Exception | None = None
-
-
-def supported_verl() -> tuple[str, ...]:
-    """`SUPPORTED_VERL` of the plugin, read and not imported: importing it registers, which is what may be broken."""
-    spec = importlib.util.find_spec(PLUGIN)
-    if spec is None or spec.origin is None:
-        raise ImportError(f"{PLUGIN} is not importable")
-    with open(spec.origin, encoding="utf-8") as file:
-        for node in ast.parse(file.read()).body:
-            if isinstance(node, ast.Assign) and any(
-                isinstance(target, ast.Name) and target.id == "SUPPORTED_VERL" for target in node.targets
-            ):
-                return tuple(ast.literal_eval(node.value))
-    raise ImportError(f"{PLUGIN} does not say which releases of veRL it supports")
 
 
 def installed_version(package: str) -> str | None:
@@ -146,8 +138,7 @@ def check_policy(value: str | None) -> Check:
     """The variable that decides which entry points veRL loads, read as veRL reads it."""
     if value is None:
         return Check(OK, POLICY_VARIABLE, "not set, all plugins are loaded")
-    policy = value.strip().lower()
-    if policy == "auto" or (policy != "none" and ENTRY_POINT in [name.strip() for name in policy.split(",")]):
+    if is_loaded_under(value):
         return Check(OK, POLICY_VARIABLE, repr(value))
     return Check(
         MISSING,
@@ -261,17 +252,18 @@ def check_engines(device: Device | Exception, versions: dict[str, str | None]) -
 
 
 def find_device() -> Device | Exception:
-    """The platform that veRL would choose with this plugin; the exception where importing torch fails."""
+    """What a run would train on: VERL_PLATFORM if it is set, else the accelerator, else the CPU by platform=cpu.
+
+    The exception, where importing torch fails.
+    """
     try:
         import torch
-
-        from srpo_verl import cpu
     except Exception as error:
         return error
 
-    chosen = os.environ.get("VERL_PLATFORM", "").strip().lower()
-    because = f" (VERL_PLATFORM={chosen})" if chosen else ""
-    if cpu.is_wanted():
+    chosen = os.environ.get(PLATFORM_VARIABLE, "").strip().lower()
+    because = f" ({PLATFORM_VARIABLE}={chosen})" if chosen else ""
+    if chosen == "cpu":
         return Device("cpu", f"CPU platform with {os.cpu_count()} cores{because}")
     if torch.cuda.is_available() and chosen != "npu":
         count = torch.cuda.device_count()
@@ -279,6 +271,8 @@ def find_device() -> Device | Exception:
         return Device("cuda", f"{count} x {names}{because}")
     if hasattr(torch, "npu") and torch.npu.is_available():
         return Device("npu", f"{torch.npu.device_count()} NPUs{because}")
+    if not chosen:
+        return Device("cpu", f"no accelerator; platform=cpu trains on {os.cpu_count()} cores")
     kind = "npu" if chosen == "npu" else "cuda"
     return Device(kind, f"no {kind} device{because}", available=False)
 
@@ -315,13 +309,12 @@ def import_verl() -> PluginState:
 
 
 def find_missing_registrations(state: PluginState) -> list[str] | Exception | None:
-    """As `srpo_verl.plugin.missing_registrations`, but without importing the plugin, which would register it now."""
+    """What veRL's registries lack; the first adapter's exception, where it cannot be imported."""
     if state.verl_error is not None or state.error is not None:
         return None
     try:
-        from srpo_verl import verl_ext
-
-        return verl_ext.missing_registrations()
+        missing = missing_registrations()
+        return next((error for error in missing.values() if error is not None), list(missing))
     except Exception as error:
         return error
 
@@ -349,7 +342,7 @@ def verl_requirement(package: str) -> str:
 
 def examine() -> list[Check]:
     """Look at this environment; importing verl takes some seconds."""
-    supported = supported_verl()
+    supported = SUPPORTED_VERL
     device = find_device()
     state = import_verl()
     on_gpu = isinstance(device, Device) and device.kind == "cuda"

@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from recipes.runner import end_session, run_environment
+from srpo_verl import cpu
 
 PAD, EOS, START = "<|endoftext|>", "<|im_end|>", "<|im_start|>"
 CHAT_TEMPLATE = (
@@ -125,7 +126,11 @@ def run_main_ppo(args: list[str], timeout: float, *, cwd: Path, env: dict[str, s
     # Unix socket paths are limited to about 100 characters, so Ray's directory cannot lie in pytest's.
     ray_dir = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     metrics_path, stdout_path = cwd / "metrics.jsonl", cwd / "stdout.log"
-    full_env = {**run_environment(metrics_path, str(ray_dir)), "HYDRA_FULL_ERROR": "1", **(env or {})}
+    full_env = {**run_environment(metrics_path, str(ray_dir)), "HYDRA_FULL_ERROR": "1"}
+    # A user's shell has neither; the tests of this process may have activated the CPU platform.
+    for variable in (cpu.PLATFORM_VARIABLE, cpu.ENGINE_VARIABLE):
+        full_env.pop(variable, None)
+    full_env |= env or {}
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *args]
     try:
         with stdout_path.open("wb") as stdout:

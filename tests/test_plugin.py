@@ -4,19 +4,20 @@ import inspect
 import os
 import subprocess
 import sys
+import types
 from importlib.metadata import EntryPoint, PackageNotFoundError
 
 import pytest
 from omegaconf import OmegaConf
 
-from srpo_verl import plugin, verl_ext
+from srpo_verl import installation, plugin
 from srpo_verl.errors import ConfigError
-from srpo_verl.plugin import PluginError, check_installation, missing_registrations
+from srpo_verl.installation import REGISTRATIONS, PluginError, check_installation, missing_registrations
 from tests.config import compose
 
 
 def test_everything_is_registered():
-    assert missing_registrations() == []
+    assert missing_registrations() == {}
     check_installation()
 
 
@@ -29,18 +30,46 @@ def test_registering_again_changes_nothing():
     assert (dict(POLICY_LOSS_REGISTRY), {name: dict(by) for name, by in EngineRegistry._engines.items()}) == before
 
 
+def in_fresh_process(code):
+    env = {key: value for key, value in os.environ.items() if not key.startswith("VERL_")}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
 def test_import_verl_alone_loads_the_plugin():
     """As in every process of a run: nobody imports srpo_verl there."""
-    code = (
+    in_fresh_process(
         "import sys, verl\n"
         "from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn\n"
         "from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY\n"
         "found = [get_adv_estimator_fn('srpo'), get_policy_loss_fn('srpo'), TRAINER_REGISTRY['srpo']]\n"
         "sys.exit(0 if all(thing.__module__.startswith('srpo_verl.') for thing in found) else f'{found}')\n"
     )
-    env = {key: value for key, value in os.environ.items() if key != "VERL_USE_EXTERNAL_PLUGINS"}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env)
-    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "srpo_verl.verl_ext.worker",  # as Ray does where it unpickles an actor's class
+        "srpo_verl.verl_ext.estimator",
+        "verl.workers.engine.fsdp.transformer_impl",
+    ],
+)
+def test_whatever_is_imported_first_everything_is_registered(first):
+    in_fresh_process(
+        f"import sys, {first}\n"
+        "from srpo_verl.installation import missing_registrations\n"
+        "missing = missing_registrations()\n"
+        "sys.exit(f'{missing}' if missing else 0)\n"
+    )
+
+
+def test_an_adapter_that_fails_leaves_veRL_alone_and_is_told(monkeypatch, caplog):
+    """A stock run on a veRL that the adapters do not fit goes on."""
+    monkeypatch.setitem(sys.modules, "srpo_verl.broken", None)
+    plugin._importing("srpo_verl.broken")(types.ModuleType("verl.something"))
+    assert "srpo_verl.broken does not work with this veRL" in caplog.text
 
 
 # --- what check_installation notices ---------------------------------------------------------------------------------
@@ -54,7 +83,7 @@ def refusal():
 
 @pytest.mark.parametrize("found", ["0.9.0", "0.9.2", "0.10.0", "0.9.1.dev0", ""])
 def test_another_release_of_verl(monkeypatch, found):
-    monkeypatch.setattr(plugin, "version", lambda name: {"verl": found}[name])
+    monkeypatch.setattr(installation, "version", lambda name: {"verl": found}[name])
     message = refusal()
     assert f"veRL {found} is installed, supported: 0.9.1" in message
     assert "pip install 'verl[verl-core]==0.9.1'" in message
@@ -64,7 +93,7 @@ def test_no_verl(monkeypatch):
     def version(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(plugin, "version", version)
+    monkeypatch.setattr(installation, "version", version)
     message = refusal()
     assert "veRL is not installed" in message
     assert "pip install 'verl[verl-core]==0.9.1'" in message
@@ -73,7 +102,7 @@ def test_no_verl(monkeypatch):
 @pytest.mark.parametrize("others", [[], [EntryPoint("other", "other.plugin", "verl.plugins")]])
 def test_no_entry_point(monkeypatch, others):
     """Run from a checkout that is on the path but not installed: Ray's processes would train plain veRL."""
-    monkeypatch.setattr(plugin, "entry_points", lambda group: {"verl.plugins": others}[group])
+    monkeypatch.setattr(installation, "entry_points", lambda group: {"verl.plugins": others}[group])
     message = refusal()
     assert "importable but not installed" in message
     assert "pip install srpo-verl" in message
@@ -92,38 +121,91 @@ def test_the_supported_release_is_the_one_the_package_requires():
 
     required = [line for line in requires("srpo-verl") if line.startswith("verl[") and "extra" not in line]
     assert len(required) == 1
-    assert required[0].partition("==")[2] in plugin.SUPPORTED_VERL
+    assert required[0].partition("==")[2] in installation.SUPPORTED_VERL
+
+
+@pytest.mark.parametrize(
+    ("value", "loaded"),
+    [
+        (None, True),
+        ("auto", True),
+        (" Auto ", True),
+        ("srpo_verl", True),
+        ("other, srpo_verl", True),
+        ("none", False),
+        ("", False),
+        ("other", False),
+        ("srpo_verl_too", False),
+    ],
+)
+def test_the_policy_is_read_as_verl_reads_it(value, loaded, tmp_path):
+    """The oracle is the part of `verl/__init__.py` that looks for plugins, run with an importer that only notes."""
+    assert installation.is_loaded_under(value) is loaded
+    import verl
+
+    source = inspect.getsource(verl)
+    start, end = source.index("_plugins_policy = "), source.index('if os.getenv("VERL_USE_MODELSCOPE"')
+    loads = []
+
+    class Point:
+        name = installation.ENTRY_POINT
+
+        def load(self):
+            loads.append(self.name)
+
+    environment = {} if value is None else {installation.POLICY_VARIABLE: value}
+    names = {"os": types.SimpleNamespace(getenv=environment.get), "logging": None}
+    code = source[start:end].replace("from importlib.metadata import entry_points as _entry_points", "pass")
+    exec(code, names | {"_entry_points": lambda group: [Point()]})
+    assert bool(loads) is loaded
+
+
+@pytest.mark.parametrize("value", ["none", "other"])
+def test_a_policy_that_leaves_the_plugin_out(monkeypatch, value):
+    """This process has everything registered; the processes of the run would have nothing."""
+    assert missing_registrations() == {}
+    monkeypatch.setenv(installation.POLICY_VARIABLE, value)
+    message = refusal()
+    assert f"VERL_USE_EXTERNAL_PLUGINS={value!r} leaves srpo_verl out" in message
+    assert "unset it" in message
+
+
+def test_a_policy_that_the_configuration_sets_for_ray_s_processes():
+    with pytest.raises(PluginError, match="leaves srpo_verl out"):
+        check_installation({installation.POLICY_VARIABLE: "none"})
+
+
+NAMES = ["advantage estimator srpo", "engine srpo_student", "engine srpo_teacher", "policy loss srpo", "trainer srpo"]
 
 
 def registries():
-    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
-    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
-    from verl.workers.engine.base import EngineRegistry
-
     return {
-        "advantage estimator srpo": (ADV_ESTIMATOR_REGISTRY, "srpo"),
-        "policy loss srpo": (POLICY_LOSS_REGISTRY, "srpo"),
-        "trainer srpo": (TRAINER_REGISTRY, "srpo"),
-        "engine srpo_student": (EngineRegistry._engines, "srpo_student"),
-        "engine srpo_teacher": (EngineRegistry._engines, "srpo_teacher"),
+        f"{entry.what} {entry.name}": (installation._registry(entry.registry), entry.name) for entry in REGISTRATIONS
     }
 
 
-@pytest.mark.parametrize("name", sorted(registries()))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_missing_registration_is_named(monkeypatch, name):
     registry, key = registries()[name]
     monkeypatch.delitem(registry, key)
-    assert missing_registrations() == [name]
+    assert missing_registrations() == {name: None}
     message = refusal()
     assert f"not registered in veRL: {name}." in message
-    assert "VERL_USE_EXTERNAL_PLUGINS" in message
     assert "python -m srpo_verl.doctor" in message
 
 
 def test_every_missing_registration_is_named(monkeypatch):
+    assert sorted(registries()) == NAMES
     for registry, key in registries().values():
         monkeypatch.delitem(registry, key)
-    assert sorted(missing_registrations()) == sorted(registries())
+    assert sorted(missing_registrations()) == NAMES
+
+
+def test_the_cause_of_a_missing_registration_is_named(monkeypatch):
+    registry, key = registries()["trainer srpo"]
+    monkeypatch.delitem(registry, key)
+    monkeypatch.setitem(sys.modules, "srpo_verl.verl_ext.trainer", None)
+    assert "trainer srpo (ModuleNotFoundError: import of srpo_verl.verl_ext.trainer halted" in refusal()
 
 
 def test_the_engines_are_found_by_the_type_the_worker_sets(monkeypatch):
@@ -213,10 +295,3 @@ def test_a_wrong_configuration_never_reaches_the_base_class(config, monkeypatch)
     config.srpo.teacher.ema_rate = 7
     with pytest.raises(ConfigError, match=r"srpo\.teacher\.ema_rate=7"):
         SrpoTrainer(config)
-
-
-def test_registration_errors_are_not_swallowed(monkeypatch):
-    """veRL swallows what the entry point raises; the plugin itself must not."""
-    monkeypatch.setattr(verl_ext, "register", lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        plugin.register()

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from srpo_verl import cpu
+
 GROUP = 5
 """Rows per rank come in multiples of this, so that shares of 0.2 and 0.4 are whole numbers of rows."""
 PROMPT = 64
@@ -87,6 +89,7 @@ def compose(name: str, model: Path, sizes: Sizes) -> Any:
 
 def make_workers(model: Path, sizes: Sizes, names: tuple[str, ...]) -> dict[str, Any]:
     """`stock`: veRL's own worker; `grpo`, `srpo`: the plugin's with that configuration."""
+    cpu.activate()
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
     from srpo_verl.verl_ext.worker import SrpoWorker

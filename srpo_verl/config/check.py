@@ -12,10 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from srpo_verl.algos.routings import shares_of
 from srpo_verl.config.schema import SrpoConfig, default_values, parse
+from srpo_verl.cpu.callback import UseCPU, environment_of_run
 from srpo_verl.errors import ConfigError
-
-TRAINER_MODE = "srpo"
-"""Name of the trainer, of the advantage estimator and of the policy loss in veRL's registries."""
+from srpo_verl.installation import TRAINER_MODE, PluginError, check_installation
 
 
 class ConfigCheck(Callback):
@@ -26,10 +25,9 @@ class ConfigCheck(Callback):
     """
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from srpo_verl.plugin import PluginError, check_installation
-
         try:
-            check_installation()
+            UseCPU().on_job_start(config)
+            check_installation(environment_of_run(config))
             check_run(config)
         except (ConfigError, PluginError, OmegaConfBaseException) as error:
             sys.exit(f"srpo_verl: {error}")

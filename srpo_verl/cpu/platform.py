@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from verl.plugin.platform import PlatformBase
+from verl.plugin.platform import PlatformBase, PlatformRegistry, platform_manager, set_platform
 
-from srpo_verl.cpu import device
+from srpo_verl.cpu import device, is_asked
 
 
 class CPUIndex(str):
@@ -120,3 +120,18 @@ class PlatformCPU(PlatformBase):
     def cudart(self) -> Any:
         """No CUDA runtime."""
         return None
+
+
+def install() -> None:
+    """Register the platform and make it the current one, whatever veRL had chosen before. Idempotent."""
+    if PlatformRegistry.get("cpu") is None:
+        PlatformRegistry.register(platform="cpu")(PlatformCPU)
+    if not isinstance(platform_manager._current_platform, PlatformCPU):
+        # By the attribute first: `set_platform` warns of a replacement, and this one is wanted.
+        platform_manager._current_platform = None
+        set_platform(PlatformCPU())
+
+
+if is_asked():
+    # Whoever imports this module before verl has veRL load the plugin in the middle of it.
+    install()

@@ -5,22 +5,44 @@ line in question; tests/cpu/test_shims.py fails when the patched line changes or
 """
 
 import functools
+from importlib import import_module
+from types import ModuleType
 
 import torch
 import torch.distributed.fsdp._init_utils as fsdp_init
-import verl.utils.distributed as verl_distributed
+from wrapt import register_post_import_hook
+
+_INITIALIZER = "initialize_global_process_group_ray"
+
+
+def _give_plain_gloo(module: ModuleType) -> None:
+    original = getattr(module, _INITIALIZER)
+    if not isinstance(original, functools.partial):
+        setattr(module, _INITIALIZER, functools.partial(original, backend="cpu:gloo"))
+
+
+def _take_plain_gloo(module: ModuleType) -> None:
+    setattr(module, _INITIALIZER, getattr(import_module("verl.utils.distributed"), _INITIALIZER))
 
 
 def use_plain_gloo() -> None:
     """Pass `backend="cpu:gloo"` to `verl.utils.distributed.initialize_global_process_group_ray`.
 
     Its default is f"cpu:gloo,{device}:{backend}", on the CPU "cpu:gloo,cpu:gloo", which torch rejects as a duplicate
-    device. `TrainingWorker.__init__` calls it without a backend and offers no setting for one. Must run before
-    `verl.workers.engine_workers` is imported, which takes the function by name.
+    device. `TrainingWorker.__init__` calls it without a backend and offers no setting for one;
+    `verl.workers.engine_workers` takes the function by name, perhaps before this is called.
     """
-    original = verl_distributed.initialize_global_process_group_ray
-    if not isinstance(original, functools.partial):
-        verl_distributed.initialize_global_process_group_ray = functools.partial(original, backend="cpu:gloo")
+    register_post_import_hook(_give_plain_gloo, "verl.utils.distributed")
+    register_post_import_hook(_take_plain_gloo, "verl.workers.engine_workers")
+
+
+def _take_platform(module: ModuleType) -> None:
+    module.device_name = "cpu"  # type: ignore[attr-defined]
+
+
+def correct_device_taken_at_import() -> None:
+    """Tell veRL's FSDP engines the device: they ask the platform once, when they are imported, perhaps before this."""
+    register_post_import_hook(_take_platform, "verl.workers.engine.fsdp.transformer_impl")
 
 
 def _accept_cpu_module_states(module_states: list[torch.Tensor]) -> None:
@@ -55,5 +77,6 @@ def skip_memory_pinning() -> None:
 def apply() -> None:
     """Apply every patch; applying twice changes nothing."""
     use_plain_gloo()
+    correct_device_taken_at_import()
     allow_fsdp1_sync_of_cpu_states()
     skip_memory_pinning()

@@ -14,6 +14,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from srpo_verl.config.schema import DistillationConfig
 from srpo_verl.functional import score_teacher, token_losses, topk_support
+from srpo_verl.installation import STUDENT_TYPE, TEACHER_TYPE
 from srpo_verl.verl_ext.nested import filler, jagged, rows_to_tokens
 from srpo_verl.verl_ext.response_tokens import ResponseTokens
 from srpo_verl.verl_ext.schema import (
@@ -28,11 +29,11 @@ from srpo_verl.verl_ext.schema import (
 
 TOKENS = "srpo_response_tokens"
 """Where `output_args` hold the ResponseTokens of a micro-batch."""
-STUDENT_TYPE = "srpo_student"
-TEACHER_TYPE = "srpo_teacher"
-"""Model types under which veRL's EngineRegistry holds the two engines."""
+_BACKENDS, _DEVICES = ["fsdp", "fsdp2"], ["cuda", "npu", "cpu"]
+"""What both engines are registered for: as veRL's own FSDP engine, and the CPU."""
 
 
+@EngineRegistry.register(model_type=STUDENT_TYPE, backend=_BACKENDS, device=_DEVICES)
 class SrpoEngine(FSDPEngineWithLMHead):
     """veRL's FSDP engine with the language-model head, returning what distillation needs besides log-probs.
 
@@ -148,6 +149,7 @@ class SrpoEngine(FSDPEngineWithLMHead):
         }
 
 
+@EngineRegistry.register(model_type=TEACHER_TYPE, backend=_BACKENDS, device=_DEVICES)
 class SrpoTeacherEngine(SrpoEngine):
     """The teacher's engine: sharded like the student's, forward only, without an optimizer.
 
@@ -177,11 +179,3 @@ def _temperature(batch: TensorDict) -> float:
     if isinstance(temperature, torch.Tensor):
         raise ValueError("a temperature per sample is not supported with a teacher; set rollout.temperature")
     return float(temperature)
-
-
-def register() -> None:
-    """Hold both engines in veRL's registry, for every device veRL's own FSDP engine serves."""
-    devices = ["cuda", "npu", "cpu"]
-    for model_type, engine in ((STUDENT_TYPE, SrpoEngine), (TEACHER_TYPE, SrpoTeacherEngine)):
-        if model_type not in EngineRegistry._engines:
-            EngineRegistry.register(model_type=model_type, backend=["fsdp", "fsdp2"], device=devices)(engine)

@@ -9,9 +9,10 @@ from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
 from verl.utils import torch_functional as verl_F
 
 from srpo_verl.functional import group_advantages, ppo_token_loss, srpo_objective
+from srpo_verl.installation import ESTIMATOR, POLICY_LOSS
 
 
-@register_adv_est("srpo")
+@register_adv_est(ESTIMATOR)
 def group_relative_advantage(
     token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: Any, config: Any = None, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,7 +28,7 @@ def group_relative_advantage(
     return advantages_BT, advantages_BT
 
 
-@register_policy_loss("srpo")
+@register_policy_loss(POLICY_LOSS)
 def grpo_branch_loss(
     old_log_prob: torch.Tensor,
     log_prob: torch.Tensor,

@@ -20,8 +20,9 @@ from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine.base import EngineRegistry
 
 from srpo_verl.config.schema import SrpoConfig, TeacherConfig
+from srpo_verl.installation import TEACHER_TYPE
 from srpo_verl.teacher.ema import ema_step, squared_distance
-from srpo_verl.verl_ext.engine import TEACHER_TYPE, SrpoEngine
+from srpo_verl.verl_ext.engine import SrpoEngine
 
 CHECKPOINT_FOLDER = "srpo_teacher"
 """Beside veRL's `actor` folder in global_step_N."""

@@ -18,7 +18,8 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
-from srpo_verl.config.check import TRAINER_MODE, check_model, check_run
+from srpo_verl.config.check import check_model, check_run
+from srpo_verl.installation import TRAINER_MODE
 from srpo_verl.teacher.dialogue import DialogueText
 from srpo_verl.verl_ext.budget import HOURS, TrainingRecord, mean_accuracy
 from srpo_verl.verl_ext.nested import filler, jagged

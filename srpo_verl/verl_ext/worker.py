@@ -17,7 +17,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from srpo_verl.config.schema import SrpoConfig, parse
 from srpo_verl.functional import entropy_weights
-from srpo_verl.verl_ext import engine as srpo_engine
+from srpo_verl.installation import STUDENT_TYPE
 from srpo_verl.verl_ext.loss import SrpoLoss
 from srpo_verl.verl_ext.nested import like, rows_to_tokens
 from srpo_verl.verl_ext.schema import DISTILL, NUM_SDPO_TOKENS, SDPO_ROW, TEACHER_ENTROPY, WEIGHTS
@@ -27,8 +27,6 @@ from srpo_verl.verl_ext.teacher_weights import TeacherWeights, build_teacher, re
 
 TEACHER_TIME = "srpo/teacher_seconds"
 """Travels with the worker's metrics; the trainer logs it as timing_s/srpo_teacher."""
-
-srpo_engine.register()
 
 
 class SrpoTrainingWorker(TrainingWorker):
@@ -82,7 +80,7 @@ class SrpoWorker(ActorRolloutRefWorker):
     def init_model(self) -> None:
         self.srpo = parse(self.config.srpo)
         with open_dict(self.config.model):
-            self.config.model.model_type = srpo_engine.STUDENT_TYPE
+            self.config.model.model_type = STUDENT_TYPE
         super().init_model()
         self.actor.srpo = self.srpo
         self.actor.engine.distillation = self.srpo.distillation

@@ -7,7 +7,7 @@ import pytest
 from hydra.utils import get_class
 from omegaconf import OmegaConf, open_dict
 
-from srpo_verl import plugin
+from srpo_verl import installation
 from srpo_verl.config.check import ConfigCheck, check_model, check_run
 from srpo_verl.config.schema import parse
 from srpo_verl.errors import ConfigError
@@ -224,9 +224,16 @@ def test_the_callback_ends_the_process_with_the_message_alone(change):
 
 
 def test_the_callback_ends_the_process_where_the_plugin_is_not_in_place(change, monkeypatch):
-    monkeypatch.setattr(plugin, "version", lambda name: "0.9.0")
+    monkeypatch.setattr(installation, "version", lambda name: "0.9.0")
     with pytest.raises(SystemExit, match=r"srpo_verl: veRL 0\.9\.0"):
         ConfigCheck().on_job_start(change())
+
+
+def test_the_callback_looks_at_what_the_processes_of_the_run_will_load(change):
+    """This process has imported the plugin by itself."""
+    key = "ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_PLUGINS"
+    with pytest.raises(SystemExit, match=r"VERL_USE_EXTERNAL_PLUGINS='none' leaves srpo_verl out"):
+        ConfigCheck().on_job_start(change(**{key: "none"}))
 
 
 def test_budgets_without_validations(change):

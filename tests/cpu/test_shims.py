@@ -12,8 +12,6 @@ import verl.utils.distributed as verl_distributed
 
 from srpo_verl.cpu import shims
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the shims are not applied here")
-
 
 def unpatched(code):
     """Last line printed by `code` in a process without the plugin."""
@@ -46,6 +44,21 @@ def test_use_plain_gloo_is_needed():
     )
     with pytest.raises(ValueError, match="Duplicate"):
         torch.distributed.distributed_c10d.BackendConfig("cpu:gloo,cpu:gloo")
+
+
+def test_correct_device_taken_at_import_is_applied():
+    from verl.workers.engine.fsdp import transformer_impl
+
+    assert transformer_impl.device_name == "cpu"
+
+
+def test_correct_device_taken_at_import_is_needed():
+    """veRL asks the platform once; a process that imported its engines before the CPU was asked for has "cuda"."""
+    from verl.workers.engine.fsdp import transformer_impl
+
+    assert "\ndevice_name = get_device_name()\n" in inspect.getsource(transformer_impl)
+    code = "from verl.workers.engine.fsdp import transformer_impl\nprint(transformer_impl.device_name)"
+    assert unpatched(code) == "cuda"
 
 
 def test_allow_fsdp1_sync_of_cpu_states_is_applied():

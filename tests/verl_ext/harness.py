@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+from srpo_verl import cpu
+
 STEPS = 2
 TEMPERATURE = 0.9
 TOP_K = 20
@@ -290,6 +292,7 @@ def _rank_main(rank: int, world_size: int, port: int, cases: list[Case], model: 
         }
     )
     torch.set_num_threads(1)
+    cpu.activate()
     for case in cases:
         torch.manual_seed(0)
         result = _run_case(case, model, out, rank, world_size)

@@ -1,0 +1,141 @@
+"""What this package puts into veRL, said once: names, releases, registrations; and whether it is all in place.
+
+Imports no veRL by itself: the configuration, the doctor and the plugin read it before veRL is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import Any
+
+SUPPORTED_VERL = ("0.9.1",)
+"""Releases of veRL whose internals the adapters were written against and tested with."""
+
+PLUGIN = "srpo_verl.plugin"
+"""The module that the entry point names."""
+
+ENTRY_POINT = "srpo_verl"
+"""The entry point's name in the group verl.plugins."""
+
+POLICY_VARIABLE = "VERL_USE_EXTERNAL_PLUGINS"
+"""veRL's variable that says which entry points a process loads."""
+
+TRAINER_MODE = "srpo"
+"""`trainer.v1.trainer_mode`: the trainer's name in veRL's registry."""
+
+ESTIMATOR = "srpo"
+"""`algorithm.adv_estimator`: the advantage estimator's name in veRL's registry."""
+
+POLICY_LOSS = "srpo"
+"""`actor_rollout_ref.actor.policy_loss.loss_mode`: the policy loss's name in veRL's registry."""
+
+STUDENT_TYPE = "srpo_student"
+TEACHER_TYPE = "srpo_teacher"
+"""Model types under which veRL's EngineRegistry holds the two engines."""
+
+
+class PluginError(RuntimeError):
+    """The plugin cannot work in this environment; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """One entry in a registry of veRL, and who makes it."""
+
+    what: str
+    name: str
+    registry: str
+    """module:attribute of the dictionary."""
+    after: str
+    """The module or package of veRL whose import shall bring the entry with it."""
+    adapter: str
+    """The module of this package that registers when it is imported."""
+
+
+_CORE, _V1, _ENGINES = "verl.trainer.ppo.core_algos", "verl.trainer.ppo.v1", "verl.workers.engine"
+
+REGISTRATIONS = (
+    Registration(
+        "advantage estimator", ESTIMATOR, f"{_CORE}:ADV_ESTIMATOR_REGISTRY", _CORE, "srpo_verl.verl_ext.estimator"
+    ),
+    Registration("policy loss", POLICY_LOSS, f"{_CORE}:POLICY_LOSS_REGISTRY", _CORE, "srpo_verl.verl_ext.estimator"),
+    Registration("trainer", TRAINER_MODE, f"{_V1}.trainer_base:TRAINER_REGISTRY", _V1, "srpo_verl.verl_ext.trainer"),
+    Registration(
+        "engine", STUDENT_TYPE, f"{_ENGINES}.base:EngineRegistry._engines", _ENGINES, "srpo_verl.verl_ext.engine"
+    ),
+    Registration(
+        "engine", TEACHER_TYPE, f"{_ENGINES}.base:EngineRegistry._engines", _ENGINES, "srpo_verl.verl_ext.engine"
+    ),
+)
+
+
+def is_loaded_under(policy: str | None) -> bool:
+    """Whether veRL loads this plugin under a value of VERL_USE_EXTERNAL_PLUGINS, read as `verl/__init__.py` does."""
+    policy = "auto" if policy is None else policy.strip().lower()
+    return policy == "auto" or (policy != "none" and ENTRY_POINT in [name.strip() for name in policy.split(",")])
+
+
+def missing_registrations() -> dict[str, Exception | None]:
+    """What veRL's registries lack of this plugin, with the exception of the adapter's import where it has one."""
+    missing = []
+    for entry in REGISTRATIONS:
+        import_module(entry.after)
+        if entry.name not in _registry(entry.registry):
+            missing.append(entry)
+    # Only now: an adapter that can be imported registers.
+    return {f"{entry.what} {entry.name}": _import_error(entry.adapter) for entry in missing}
+
+
+def _registry(path: str) -> Any:
+    module, _, attributes = path.partition(":")
+    found: Any = import_module(module)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute)
+    return found
+
+
+def _import_error(module: str) -> Exception | None:
+    try:
+        import_module(module)
+    except Exception as error:
+        return error
+    return None
+
+
+def check_installation(environment: Mapping[str, str] | None = None) -> None:
+    """Raise PluginError unless veRL is a supported release and its processes will have all registrations.
+
+    Args:
+        environment: variables that a process of the run will have; by default those of this process. What this
+            process has imported says nothing about the others, which start from veRL's entry point.
+    """
+    try:
+        found = version("verl")
+    except PackageNotFoundError:
+        raise PluginError(f"veRL is not installed; pip install 'verl[verl-core]=={SUPPORTED_VERL[-1]}'") from None
+    if found not in SUPPORTED_VERL:
+        raise PluginError(
+            f"veRL {found} is installed, supported: {', '.join(SUPPORTED_VERL)}; "
+            f"pip install 'verl[verl-core]=={SUPPORTED_VERL[-1]}'"
+        )
+    if not any(point.value == PLUGIN for point in entry_points(group="verl.plugins")):
+        raise PluginError(
+            "srpo_verl is importable but not installed, so Ray's processes would not load it; pip install srpo-verl"
+        )
+    policy = (os.environ if environment is None else environment).get(POLICY_VARIABLE)
+    if not is_loaded_under(policy):
+        raise PluginError(
+            f"{POLICY_VARIABLE}={policy!r} leaves {ENTRY_POINT} out, so no process of veRL would load it; unset it, "
+            f"or add {ENTRY_POINT} to it"
+        )
+    missing = missing_registrations()
+    if missing:
+        causes = "; ".join(dict.fromkeys(f"{type(error).__name__}: {error}" for error in missing.values() if error))
+        raise PluginError(
+            f"not registered in veRL: {', '.join(missing)}{f' ({causes})' if causes else ''}. "
+            "`python -m srpo_verl.doctor` shows where the import fails."
+        )
