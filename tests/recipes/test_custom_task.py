@@ -10,11 +10,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from verl.tools import function_tool
 
 from recipes.runner import train
 from scripts.checks import compose_command
 from srpo_verl.config.check import check_run
+from srpo_verl.verl_ext.student_prompts import configured_tools
 from tests.recipes.answers import answering_model
+from tests.tool_task import tool_file
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "custom_task.md").read_text()
 
@@ -36,9 +39,9 @@ def task(tmp_path, monkeypatch):
 
 
 def test_the_code_is_short():
-    code = [line for line in blocks("python")[0].splitlines() if line.strip()]
-    assert len(blocks("python")) == 1
-    assert len(code) <= 40
+    assert len(blocks("python")) == 2
+    for block, limit in zip(blocks("python"), (40, 15), strict=True):
+        assert len([line for line in block.splitlines() if line.strip()]) <= limit
 
 
 def test_the_data_has_what_the_document_says(task):
@@ -79,6 +82,28 @@ def test_without_feedback_the_other_methods_take_it(task):
     for name in ("grpo", "sdpo"):
         command = [name if part == "srpo" else part for part in task if part != feedback]
         check_run(compose_command(command))
+
+
+def test_with_tools(task, monkeypatch):
+    """The overrides of the section on tools, added to the command; tests/e2e/test_tools.py trains with them."""
+    # veRL registers a tool once in a process, and other tests register the same one from a file of theirs.
+    monkeypatch.setattr(function_tool, "FUNCTION_TOOL_REGISTRY", {})
+    (tool_block,) = (block for block in blocks("bash") if "tool_agent" in block)
+    tool_file(Path.cwd())
+    config = compose_command([*task, *shlex.split(tool_block.replace("\\\n", " "))])
+    check_run(config)
+    (calculator,) = configured_tools(config)
+    assert calculator["function"]["name"] == "calculator"
+    assert list(calculator["function"]["parameters"]["properties"]) == ["expression"]
+
+
+def test_the_calculator(tmp_path):
+    source = tool_file(tmp_path).read_text().replace("@function_tool", "")
+    names: dict = {}
+    exec(source, names)
+    assert names["calculator"]("3*7+4*8+2") == "55"
+    for hostile in ("", "2**9", "__import__('os')", "1+" * 10_000, "9" * 5, "1*(2)", "³*7", "1+2\n"):
+        assert names["calculator"](hostile).startswith("not a sum of products: "), hostile
 
 
 SIZES = [
