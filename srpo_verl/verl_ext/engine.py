@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
+from verl.workers.config import FSDPEngineConfig
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
@@ -33,6 +35,18 @@ _BACKENDS, _DEVICES = ["fsdp", "fsdp2"], ["cuda", "npu", "cpu"]
 """What both engines are registered for: as veRL's own FSDP engine, and the CPU."""
 
 
+@dataclass(kw_only=True)
+class SrpoEngineConfig(FSDPEngineConfig):
+    """veRL's engine settings and ours: EngineRegistry hands an engine nothing else that could carry them."""
+
+    distillation: DistillationConfig
+
+    @classmethod
+    def extend(cls, settings: FSDPEngineConfig, distillation: DistillationConfig) -> SrpoEngineConfig:
+        """The same settings of veRL, with ours."""
+        return cls(**{f.name: getattr(settings, f.name) for f in fields(settings)}, distillation=distillation)
+
+
 @EngineRegistry.register(model_type=STUDENT_TYPE, backend=_BACKENDS, device=_DEVICES)
 class SrpoEngine(FSDPEngineWithLMHead):
     """veRL's FSDP engine with the language-model head, returning what distillation needs besides log-probs.
@@ -43,13 +57,11 @@ class SrpoEngine(FSDPEngineWithLMHead):
     only) returns teacher log-probs on the support and the full-vocabulary entropy, and nothing else.
     """
 
-    distillation: DistillationConfig
-    """Set by the worker after construction."""
-
-    def __init__(self, model_config: Any, *args: Any, **kwargs: Any):
+    def __init__(self, model_config: Any, engine_config: SrpoEngineConfig, *args: Any, **kwargs: Any):
         # The registry chose this class by a model type of ours; veRL's module builder knows only its own.
         model_config.model_type = "language_model"
-        super().__init__(model_config, *args, **kwargs)
+        super().__init__(model_config, engine_config, *args, **kwargs)
+        self.distillation = engine_config.distillation
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
         """veRL's inputs; prompts and padding are kept from the vocabulary projection where the model allows it."""

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from omegaconf import open_dict
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
+from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from srpo_verl.config.schema import SrpoConfig, parse
 from srpo_verl.functional import entropy_weights
 from srpo_verl.installation import STUDENT_TYPE
+from srpo_verl.verl_ext.engine import SrpoEngineConfig
 from srpo_verl.verl_ext.loss import SrpoLoss
 from srpo_verl.verl_ext.nested import like, rows_to_tokens
 from srpo_verl.verl_ext.schema import DISTILL, NUM_SDPO_TOKENS, SDPO_ROW, TEACHER_ENTROPY, WEIGHTS
@@ -32,7 +35,11 @@ TEACHER_TIME = "srpo/teacher_seconds"
 class SrpoTrainingWorker(TrainingWorker):
     """The actor inside the worker. Computes equation (4) once per optimizer mini-batch, over all ranks."""
 
-    srpo: SrpoConfig
+    def __init__(self, config: TrainingWorkerConfig, srpo: SrpoConfig):
+        # Of this worker's engine alone: the reference beside it stays veRL's own.
+        settings = SrpoEngineConfig.extend(config.engine_config, srpo.distillation)
+        super().__init__(replace(config, model_type=STUDENT_TYPE, engine_config=settings))
+        self.srpo = srpo
 
     def train_batch(self, data: TensorDict) -> TensorDict:
         """One optimizer mini-batch: weights first, because they and the denominator are properties of all of it."""
@@ -74,24 +81,19 @@ class SrpoTrainingWorker(TrainingWorker):
 class SrpoWorker(ActorRolloutRefWorker):
     """veRL's actor-rollout(-ref) worker; the configuration arrives as `srpo` inside `actor_rollout_ref`."""
 
-    actor_worker_cls = SrpoTrainingWorker
-
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         self.srpo = parse(self.config.srpo)
-        with open_dict(self.config.model):
-            self.config.model.model_type = STUDENT_TYPE
+        self.actor_worker_cls = partial(SrpoTrainingWorker, srpo=self.srpo)
         super().init_model()
-        self.actor.srpo = self.srpo
-        self.actor.engine.distillation = self.srpo.distillation
         self.actor.set_loss_fn(SrpoLoss(self.loss_fn.keywords["config"], self.srpo))
         self.teacher_weights: TeacherWeights | AdapterWeights | None = None
         if self.srpo.needs_teacher_copy and self.actor.model_config.lora_rank > 0:
             self.teacher_weights = AdapterWeights(self.actor.engine, self.srpo)
         elif self.srpo.needs_teacher_copy:
-            teacher = build_teacher(self.actor.config, self.srpo)
-            teacher.distillation = self.srpo.distillation
-            self.teacher_weights = TeacherWeights(teacher, self.actor.engine, self.srpo)
+            self.teacher_weights = TeacherWeights(
+                build_teacher(self.actor.config, self.srpo), self.actor.engine, self.srpo
+            )
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_log_prob(self, data: TensorDict) -> TensorDict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,19 @@ def compose(overrides: list[str], model: Path) -> Any:
     return config
 
 
+def _worker(config: Any) -> Any:
+    """The shipped worker: an actor, and veRL's reference beside it where a KL wants one (LoRA: the base is in it)."""
+    from srpo_verl.verl_ext.worker import SrpoWorker
+
+    reference = config.actor_rollout_ref.actor.use_kl_loss and not config.actor_rollout_ref.model.lora_rank
+    # veRL takes keys out of its part of the configuration.
+    worker = SrpoWorker(config=deepcopy(config.actor_rollout_ref), role="actor_rollout_ref" if reference else "actor")
+    if reference:
+        worker.role = "actor_ref"  # no rollout engine here
+    worker.init_model()
+    return worker
+
+
 def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) -> dict[str, Any]:
     from tensordict import TensorDict
     from verl.utils import tensordict_utils as tu
@@ -114,11 +128,9 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
     from srpo_verl.functional import group_advantages, route_samples
     from srpo_verl.verl_ext import schema
     from srpo_verl.verl_ext.nested import filler, jagged
-    from srpo_verl.verl_ext.worker import SrpoWorker
 
     config = compose(case.overrides, model)
-    worker = SrpoWorker(config=config.actor_rollout_ref, role="actor")
-    worker.init_model()
+    worker = _worker(config)
 
     every = batch_tensors(case.tokens)
     rewards = torch.tensor(REWARDS)
@@ -165,8 +177,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
         if case.resume and step == 1:
             worker.save_checkpoint(str(out / case.name / "actor"), None, step)
             saved = _weights(worker)
-            worker = SrpoWorker(config=config.actor_rollout_ref, role="actor")
-            worker.init_model()
+            worker = _worker(config)
             worker.load_checkpoint(str(out / case.name / "actor"))
         distill = bool(routing.sdpo_B.any())
         has_support = distill and config.srpo.distillation.top_k is not None
@@ -192,6 +203,12 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
         batch["old_log_probs"] = jagged(
             [lp + every["log_ratio_noise"][row] for lp, row in zip(fresh, rows, strict=True)]
         )
+        if config.actor_rollout_ref.actor.use_kl_loss:
+            lora = bool(config.actor_rollout_ref.model.lora_rank)
+            compute = worker.compute_log_prob if lora else worker.compute_ref_log_prob
+            flags = {"no_lora_adapter": True} if lora else {}
+            reference = compute(fresh_batch(calculate_entropy=False, compute_loss=False, **flags))
+            batch["ref_log_prob"] = response_from_nested(reference["log_probs"], batch["response_mask"])
         if has_support:
             batch[schema.SUPPORT] = output[schema.SUPPORT]
         updated = worker.update_actor(batch)
@@ -203,7 +220,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             {
                 key: float(torch.tensor(value, dtype=torch.float64).mean())
                 for key, value in result.items()
-                if key.startswith("srpo/") or key == "grad_norm"
+                if key.startswith("srpo/") or key in ("grad_norm", "kl_loss")
             }
         )
 

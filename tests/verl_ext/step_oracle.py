@@ -33,6 +33,7 @@ def run(
     mini_batches: list[list[int]] | None = None,
     adapter: dict[str, torch.Tensor] | None = None,
     adapter_scale: float = 1.0,
+    kl_coef: float | None = None,
 ) -> dict[str, Any]:
     """Returns metrics per step, final student and teacher weights. Defaults are the paper's (Table 3).
 
@@ -40,7 +41,10 @@ def run(
 
     With `adapter`, weights A and B by peft's names, only they are trained and averaged, and they are what is returned;
     `merged` is then the student with scale * B A added to its weights.
+
+    With `kl_coef`, Schulman's third estimator of KL(student || initial model) on the rows of the policy loss.
     """
+    reference = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64)
     student = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64)
     teacher = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64)
     learned, averaged = list(student.parameters()), list(teacher.parameters())
@@ -87,7 +91,7 @@ def run(
             omega = sum(int(batch["response_mask"][row].sum()) for row in distilled)
             mean_weight = sum(w.sum() for w in raw_weights.values()) / max(1, omega)
 
-            grpo_sum = sdpo_sum = divergence_sum = torch.zeros((), dtype=torch.float64)
+            grpo_sum = kl_sum = sdpo_sum = divergence_sum = torch.zeros((), dtype=torch.float64)
             for row in rows:
                 mask = batch["response_mask"][row]
                 log_p, sampled = sampled_log_probs(row)
@@ -99,7 +103,13 @@ def run(
                     token = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
                     if advantage < 0:
                         token = torch.minimum(token, torch.full_like(token, -3.0 * advantage))
-                    grpo_sum = grpo_sum + grpo[row] * (token * correction * mask).sum()
+                    kl = torch.zeros_like(token)
+                    if kl_coef is not None:
+                        base = response_log_probs(reference, batch["prompts"][row], batch["responses"][row]).detach()
+                        gap = base[torch.arange(len(mask)), batch["responses"][row]] - sampled
+                        kl = gap.exp() - gap - 1
+                    grpo_sum = grpo_sum + grpo[row] * ((token * correction + (kl_coef or 0.0) * kl) * mask).sum()
+                    kl_sum = kl_sum + grpo[row] * (kl.detach() * mask).sum()
                 if sdpo[row] > 0:
                     support = None if top_k is None else old_log_p.topk(top_k, dim=-1).indices
                     divergence = _jensen_shannon(log_p, teacher_log_probs[row], support)
@@ -119,6 +129,8 @@ def run(
                 "srpo/loss": (grpo_loss + sdpo_loss).item(),
                 "grad_norm": grad_norm.item(),
             }
+            if kl_coef is not None:
+                entry["kl_loss"] = (kl_sum / num_tokens).item()
             if omega:
                 masks = {row: batch["response_mask"][row].bool() for row in distilled}
                 weights = torch.cat([raw_weights[row][masks[row]] for row in distilled]) / mean_weight

@@ -62,6 +62,14 @@ KINDS = [
     Case("frozen", ["srpo.teacher.kind=frozen"], resume=True),
     Case("live", ["srpo.teacher.kind=live"]),
 ]
+# veRL's reference is then the actor with its adapters switched off.
+KL_COEF = 2.0
+KL = [f"{ACTOR}.use_kl_loss=true", f"{ACTOR}.kl_loss_coef={KL_COEF}", f"{ACTOR}.kl_loss_type=low_var_kl"]
+KL_ONE_RANK = [Case("kl-fsdp2", [*EMA, *KL, *FSDP2]), Case("kl-fsdp1", [*EMA, *KL, *FSDP1, *MERGE])]
+KL_TWO_RANKS = [
+    Case("2-kl-fsdp2", [*EMA, *KL, *FSDP2], SDPO_ON_RANK_0),
+    Case("2-kl-fsdp1", [*EMA, *KL, *FSDP1, *MERGE], resume=True),
+]
 IN_BF16 = [Case("bf16-storage", [*EMA, *FSDP2, *BF16_STORAGE])]
 
 
@@ -91,11 +99,11 @@ def adapter(model, tmp_path_factory):
 def results(model, adapter, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
     lora = [f"{MODEL}.lora_rank={RANK}", f"{MODEL}.lora_adapter_path={adapter}"]
-    every = [*ONE_RANK, *KINDS, *IN_BF16, *TWO_RANKS]
-    for case in every:
+    one_rank, two_ranks = [*ONE_RANK, *KINDS, *KL_ONE_RANK, *IN_BF16], [*TWO_RANKS, *KL_TWO_RANKS]
+    for case in [*one_rank, *two_ranks]:
         case.overrides = [*case.overrides, *lora]
-    one = harness.run_cases([*ONE_RANK, *KINDS, *IN_BF16], 1, model, out)
-    return one | harness.run_cases(TWO_RANKS, 2, model, out)
+    one = harness.run_cases(one_rank, 1, model, out)
+    return one | harness.run_cases(two_ranks, 2, model, out)
 
 
 def lora_oracle(model, adapter, **settings):
@@ -124,6 +132,14 @@ def test_the_other_teachers(results, model, adapter, name):
     if name == "live":
         expected["teacher"] = {}
     assert results[name]["teacher"].keys() == expected["teacher"].keys()
+    assert_same(results[name], expected, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("name", names([*KL_ONE_RANK, *KL_TWO_RANKS]))
+def test_the_reference_of_a_kl_is_the_base(results, model, adapter, name):
+    expected = lora_oracle(model, adapter, kl_coef=KL_COEF)
+    # The adapter on disk is not zero, so the distance is there from the first step.
+    assert expected["metrics"][0]["kl_loss"] > 1e-3
     assert_same(results[name], expected, tolerance=1e-5)
 
 
