@@ -68,7 +68,8 @@ def estimate(config: DictConfig, srpo: SrpoConfig, facts: ModelFacts, device_gib
     offloaded = {"student": fsdp.param_offload, "adam": fsdp.optimizer_offload}
     resident = {name: 0.0 if offloaded[name] else size for name, size in student.items()}
     teacher = shard(4) if srpo.needs_teacher_copy else 0.0
-    kept = 0.0 if srpo.teacher.cpu_offload else teacher
+    offloads = fsdp.param_offload if srpo.teacher.cpu_offload is None else srpo.teacher.cpu_offload
+    kept = 0.0 if offloads else teacher
     gathered = compute * (facts.embedding_parameters + 2 * facts.layer_parameters) / GIB
     tokens = micro_batch_tokens(config)
     checkpoints = facts.layers if config.actor_rollout_ref.model.enable_gradient_checkpointing else 0

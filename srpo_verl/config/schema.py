@@ -36,7 +36,7 @@ class WeightingConfig:
 class TeacherConfig:
     kind: str
     ema_rate: float
-    cpu_offload: bool
+    cpu_offload: bool | None
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def parse(node: Any) -> SrpoConfig:
         teacher=TeacherConfig(
             kind=_choice("srpo.teacher.kind", teacher["kind"], TEACHER_KINDS),
             ema_rate=_number("srpo.teacher.ema_rate", teacher["ema_rate"], 0, 1, above_low=True),
-            cpu_offload=_flag("srpo.teacher.cpu_offload", teacher["cpu_offload"]),
+            cpu_offload=_flag("srpo.teacher.cpu_offload", teacher["cpu_offload"], nullable=True),
         ),
         demonstration=DemonstrationConfig(
             select=_choice("srpo.demonstration.select", demonstration["select"], DEMONSTRATION_SELECTS),
@@ -205,9 +205,11 @@ def _routing(value: Any) -> str:
     return value
 
 
-def _flag(key: str, value: Any) -> bool:
+def _flag(key: str, value: Any, nullable: bool = False) -> Any:
+    if value is None and nullable:
+        return None
     if not isinstance(value, bool):
-        raise ConfigError(key, value, "has to be true or false")
+        raise ConfigError(key, value, "has to be true or false" + (", or null" if nullable else ""))
     return value
 
 

@@ -17,6 +17,7 @@ from srpo_verl.verl_ext.engine import SrpoEngine
 from srpo_verl.verl_ext.teacher_weights import (
     ADAPTER_FILE,
     holds_adapters,
+    keeps_on_cpu,
     no_teacher,
     settle,
     shards,
@@ -40,7 +41,7 @@ class AdapterWeights:
         self.names = [name for name, learns in trainable.items() if learns]
         if not self.names or len(self.names) == len(trainable):
             raise ValueError("actor_rollout_ref.model.lora_rank is set, but the model is not base and adapters")
-        device = "cpu" if self.config.cpu_offload else get_device_name()
+        device = "cpu" if keeps_on_cpu(self.config, student.engine_config) else get_device_name()
         get_torch_device().synchronize()
         self.average = [shard.detach().to(device, torch.float32, copy=True) for shard in self._adapters()]
         self._saved: list[str] = []
@@ -48,9 +49,6 @@ class AdapterWeights:
     def _adapters(self) -> Iterator[torch.Tensor]:
         """The student's shards of the adapters, in place, in the order of `names`."""
         return shards(self.student.module, set(self.names))
-
-    def prefetch(self) -> None:
-        """Nothing: adapters are small, and have no place on the device but the student's own."""
 
     @contextmanager
     def scoring(self) -> Iterator[SrpoEngine]:

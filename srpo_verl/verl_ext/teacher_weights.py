@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from verl.trainer.config import CheckpointConfig
 from verl.utils.device import get_device_name, get_torch_device
 from verl.utils.fsdp_utils import FSDPModule
-from verl.workers.config import TrainingWorkerConfig
+from verl.workers.config import FSDPEngineConfig, TrainingWorkerConfig
 from verl.workers.engine.base import EngineRegistry
 
 from srpo_verl.config.schema import SrpoConfig, TeacherConfig
@@ -37,7 +37,7 @@ def build_teacher(actor: TrainingWorkerConfig, srpo: SrpoConfig) -> SrpoEngine:
         actor.engine_config,
         # In bf16 an average at this rate does not move: most updates round away.
         model_dtype="fp32",
-        param_offload=srpo.teacher.cpu_offload,
+        param_offload=keeps_on_cpu(srpo.teacher, actor.engine_config),
         optimizer_offload=False,
         offload_policy=False,
     )
@@ -52,6 +52,13 @@ def build_teacher(actor: TrainingWorkerConfig, srpo: SrpoConfig) -> SrpoEngine:
     teacher.initialize()
     teacher.module.requires_grad_(False)
     return teacher
+
+
+def keeps_on_cpu(teacher: TeacherConfig, student: FSDPEngineConfig) -> bool:
+    """Whether the teacher's weights are on the CPU between uses: as asked for, or else as the student's are."""
+    if teacher.cpu_offload is not None:
+        return teacher.cpu_offload
+    return student.param_offload or student.offload_policy
 
 
 @torch.no_grad()  # where gradients are on, FSDP1 may leave parameters on the gathered memory that it frees
@@ -101,25 +108,10 @@ class TeacherWeights:
 
     def __init__(self, teacher: SrpoEngine, student: SrpoEngine, srpo: SrpoConfig):
         self.teacher, self.student, self.config = teacher, student, srpo.teacher
-        self._copies = get_torch_device().Stream()
-
-    def prefetch(self) -> None:
-        """Start the copy of an offloaded teacher to the device, beside what the device computes next.
-
-        `scoring` has to follow, which takes the weights off the device again. Without it before, `scoring` copies.
-        """
-        if not self.teacher.is_param_offload_enabled:
-            return
-        device = get_torch_device()
-        # The copy back to the host is ahead in the present stream, and memory freed there is used again here.
-        self._copies.wait_stream(device.current_stream())
-        with device.stream(self._copies):
-            self.teacher.to(get_device_name(), model=True, optimizer=False, grad=False)
 
     @contextmanager
     def scoring(self) -> Iterator[SrpoEngine]:
         """The engine that scores as the teacher."""
-        get_torch_device().current_stream().wait_stream(self._copies)
         yield self.teacher
 
     def step(self) -> float:

@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
+from verl.utils.memory_utils import aggressive_empty_cache
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
@@ -94,13 +95,8 @@ class SrpoWorker(ActorRolloutRefWorker):
             self.teacher_weights = TeacherWeights(
                 build_teacher(self.actor.config, self.srpo), self.actor.engine, self.srpo
             )
-
-    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
-    def compute_log_prob(self, data: TensorDict) -> TensorDict:
-        """veRL's pass over the old log-probs; an offloaded teacher travels to the device meanwhile."""
-        if self.teacher_weights and tu.get_non_tensor_data(data, DISTILL, default=False):
-            self.teacher_weights.prefetch()
-        return super().compute_log_prob(data)
+            # As veRL does after its own models: the rollout engine is about to measure how much memory is free.
+            aggressive_empty_cache(force_sync=True)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict:

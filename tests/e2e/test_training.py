@@ -175,22 +175,84 @@ def test_two_ranks_of_fsdp1_with_the_teacher_on_the_cpu(inputs, tmp_path):
         assert run.metrics[step]["training/rollout_probs_diff_max"] < 1e-5
 
 
-def test_grpo_equals_stock_verl_step_for_step(inputs, tmp_path):
-    """Two optimizer steps per training step, so that ratios differ from 1 and clipping can matter."""
-    sizes = ["actor_rollout_ref.actor.ppo_mini_batch_size=2", "algorithm.norm_adv_by_std_in_grpo=true"]
-    ours = train(inputs, tmp_path / "ours", *sizes, name="grpo", steps=3)
-    stock = train(inputs, tmp_path / "stock", *sizes, *STOCK, name="grpo", steps=3)
+def compared_with_stock(inputs, cwd, *overrides):
+    """Runs of `grpo` and of stock veRL with the same settings, after comparing them step for step.
+
+    Two optimizer steps per training step, so that ratios differ from 1 and clipping can matter.
+    """
+    sizes = ["actor_rollout_ref.actor.ppo_mini_batch_size=2", "algorithm.norm_adv_by_std_in_grpo=true", *overrides]
+    ours = train(inputs, cwd / "ours", *sizes, name="grpo", steps=3)
+    stock = train(inputs, cwd / "stock", *sizes, *STOCK, name="grpo", steps=3)
     assert "srpo/loss" not in stock.metrics[1]
     names = ["critic/rewards/mean", "critic/advantages/max", "critic/advantages/min", "response_length/mean"]
     names += ["actor/pg_loss", "actor/grad_norm", "actor/pg_clipfrac", "actor/ppo_kl", "actor/entropy", "actor/lr"]
+    names += [name for name in ("actor/kl_loss", "actor/reward_kl_penalty") if name in stock.metrics[1]]
     for step in (1, 2, 3):
         for name in names:
             expected = stock.metrics[step][name]
             # The same numbers by other operations, and sums over rows in another order. The KL is a mean of
             # differences of log-probs of about -3, each rounded to 2.4e-7: next to 0 that is what is left.
-            near_zero = 2.4e-7 if name == "actor/ppo_kl" else 1e-8
+            near_zero = 2.4e-7 if name in ("actor/ppo_kl", "actor/reward_kl_penalty") else 1e-8
             assert ours.metrics[step][name] == pytest.approx(expected, rel=1e-5, abs=near_zero), (step, name)
+    return ours, stock
+
+
+def test_grpo_equals_stock_verl_step_for_step(inputs, tmp_path):
+    _, stock = compared_with_stock(inputs, tmp_path)
     assert any(abs(stock.metrics[step]["actor/ppo_kl"]) > 1e-9 for step in (2, 3))
+
+
+KL = [
+    "actor_rollout_ref.actor.use_kl_loss=true",
+    "actor_rollout_ref.actor.kl_loss_coef=0.5",
+    "algorithm.use_kl_in_reward=true",
+]
+TWO_RANKS = ["trainer.n_gpus_per_node=2"]
+FSDP1 = ["actor_rollout_ref.actor.strategy=fsdp"]
+LORA = ["actor_rollout_ref.model.lora_rank=4", "actor_rollout_ref.model.lora.merge=true"]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param([], id="fsdp2"),
+        pytest.param([*FSDP1, *TWO_RANKS], id="fsdp1-two-ranks", marks=pytest.mark.slow),
+        pytest.param([*LORA, *TWO_RANKS], id="lora-two-ranks", marks=pytest.mark.slow),
+        pytest.param([*LORA, *FSDP1], id="lora-fsdp1", marks=pytest.mark.slow),
+    ],
+)
+def test_grpo_with_a_kl_equals_stock_verl_step_for_step(inputs, tmp_path, layout):
+    """Both KLs: in the loss against a reference, and in the reward."""
+    faster = "actor_rollout_ref.actor.optim.lr=1.0e-2"  # away from the reference within these steps
+    ours, stock = compared_with_stock(inputs, tmp_path, *KL, "algorithm.kl_ctrl.kl_coef=0.5", faster, *layout)
+    assert "srpo/loss" in ours.metrics[1]
+    assert stock.metrics[3]["actor/kl_loss"] > 1e-5
+    assert abs(stock.metrics[3]["actor/reward_kl_penalty"]) > 1e-4
+
+
+def test_routing_goes_by_the_verifier_whatever_the_kl_takes_from_the_reward(inputs, tmp_path):
+    """A KL in the reward that turns every reward negative, on two ranks of FSDP1."""
+    faster = "actor_rollout_ref.actor.optim.lr=1.0e-2"
+    run = train(
+        inputs,
+        tmp_path,
+        *SRPO,
+        *KL,
+        "algorithm.kl_penalty=low_var_kl",  # of one sign
+        "algorithm.kl_ctrl.kl_coef=1.0e6",
+        faster,
+        *FSDP1,
+        *TWO_RANKS,
+        steps=3,
+    )
+    last = run.metrics[3]
+    assert last["actor/kl_loss"] > 0
+    # By what is left of the rewards nothing would be correct, and nothing distilled.
+    assert last["critic/score/max"] >= 0.12 > 0 > last["critic/rewards/max"]
+    assert last["srpo/frac_correct"] > 0
+    assert last["srpo/frac_sdpo"] > 0
+    for step in (1, 2, 3):
+        assert [name for name in METRICS if name not in run.metrics[step]] == []
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def test_the_memory_of_the_8b_model_on_eight_gpus():
         (["actor_rollout_ref.actor.fsdp_config.param_offload=true"], "rollout", "student", 0),
         (["srpo.teacher.cpu_offload=true"], "update", "teacher", 0),
         (["srpo.teacher.cpu_offload=true"], "teacher", "teacher", 1),
+        (["actor_rollout_ref.actor.fsdp_config.param_offload=true"], "update", "teacher", 0),
         (["srpo.teacher.kind=live"], "teacher", "teacher", 0),
         (["actor_rollout_ref.rollout.gpu_memory_utilization=0.3"], "rollout", "engine", 0.5),
     ],

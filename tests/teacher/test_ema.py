@@ -1,11 +1,13 @@
 """The average of the weights, and how far it is from its source."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
-from srpo_verl.teacher.ema import ema_step, squared_distance
+from srpo_verl.teacher.ema import TRANSFER_BYTES, ema_step, squared_distance
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5, 1.0])
@@ -112,3 +114,83 @@ def test_the_distance_to_a_bf16_student_is_that_of_its_values():
     student = torch.tensor([1.0 + 2**-7], dtype=torch.bfloat16)
     assert squared_distance([torch.ones(1)], [student])[0].item() == 2.0**-14
     assert squared_distance([], []).tolist() == [0.0, 0.0]
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on another device, as far as anyone can see; every copy between there and here is written down."""
+
+    copies: ClassVar[list[int]] = []
+    """Bytes of each."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, device="meta"
+        )
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        args_in, kwargs_in = tree_map_only(cls, lambda tensor: tensor.inner, (args, kwargs))
+        result = func(*args_in, **kwargs_in)
+        name = func.overloadpacket.__name__
+        if name == "copy_" and isinstance(args[0], cls) != isinstance(args[1], cls):
+            cls.copies.append(args[1].numel() * args[0].element_size())
+        if name == "_to_copy" and str(kwargs.get("device")) == "cpu":
+            cls.copies.append(result.numel() * result.element_size())
+            return result
+        if name.endswith("_"):
+            return args[0]
+        return tree_map_only(torch.Tensor, cls, result)
+
+
+# Tensors of all sizes, in all 3.2 times what travels at once; one is larger than that.
+SIZES = [*[1000] * 500, TRANSFER_BYTES // 4 + 5, *[300_000] * 60, *[2_000_000] * 9]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("teacher_is_here", [True, False])
+def test_between_devices_weights_travel_in_pieces_of_64_mib(teacher_is_here, dtype):
+    values = torch.linspace(-1, 1, max(SIZES))
+    students = [values[:size].to(dtype) for size in SIZES]
+    expected = [torch.zeros(size) for size in SIZES]
+    sums = ema_step(expected, students, 0.25)
+
+    teachers = [torch.zeros(size) for size in SIZES]
+    Elsewhere.copies = []
+    if teacher_is_here:
+        found = ema_step(teachers, [Elsewhere(student) for student in students], 0.25)
+    else:
+        found = ema_step([Elsewhere(teacher) for teacher in teachers], students, 0.25)
+        assert Elsewhere.copies.pop() < 2**16  # the sums
+    assert all(torch.equal(*pair) for pair in zip(teachers, expected, strict=True))
+    # The same sums over other chunks; off the CPU those are long, and this dot product adds them up one by one.
+    torch.testing.assert_close(found, sums, rtol=1e-5 if teacher_is_here else 1e-3, atol=0)
+
+    total = 4 * sum(SIZES)
+    assert Elsewhere.copies == [2**26] * (total // 2**26) + [total % 2**26]
+
+
+def test_on_one_device_nothing_is_copied():
+    Elsewhere.copies = []
+    teacher, student = Elsewhere(torch.zeros(5)), Elsewhere(torch.ones(5))
+    assert ema_step([teacher], [student], 0.25).tolist() == [5 * 0.75**2, 5.0]
+    assert Elsewhere.copies == [16]  # the sums
+
+
+@pytest.mark.parametrize("accelerator", [True, False])
+def test_the_side_on_the_cpu_is_pinned_where_that_is_possible(monkeypatch, accelerator):
+    asked = []
+    original = torch.Tensor.new_empty
+
+    def new_empty(tensor, *size, pin_memory=False, **kwargs):
+        asked.append((tensor.device.type, pin_memory))
+        return original(tensor, *size, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    ema_step([torch.zeros(3)], [Elsewhere(torch.ones(3))], 0.25)
+    assert asked[:2] == [("meta", False), ("cpu", accelerator)]

@@ -1,11 +1,14 @@
-"""Resuming with a teacher: what a checkpoint has to hold."""
+"""Where the teacher is kept between uses, and resuming with one: what a checkpoint has to hold."""
 
 from types import SimpleNamespace
 
 import pytest
+from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from srpo_verl.config.schema import parse
-from srpo_verl.verl_ext.teacher_weights import TeacherWeights
+from srpo_verl.verl_ext import worker as worker_module
+from srpo_verl.verl_ext.teacher_weights import TeacherWeights, keeps_on_cpu
 from tests.config import compose
 
 
@@ -45,3 +48,41 @@ def test_a_frozen_teacher_needs_nothing_of_a_checkpoint(tmp_path):
     teacher, engine = weights("srpo.teacher.kind=frozen")
     teacher.load(str(tmp_path / "actor"))
     assert engine.loaded == []
+
+
+OFFLOAD = "actor_rollout_ref.actor.fsdp_config"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "on_cpu"),
+    [
+        ([], False),
+        ([f"{OFFLOAD}.param_offload=true"], True),
+        ([f"{OFFLOAD}.offload_policy=true"], True),
+        ([f"{OFFLOAD}.optimizer_offload=true"], False),
+        (["srpo.teacher.cpu_offload=true"], True),
+        ([f"{OFFLOAD}.param_offload=true", "srpo.teacher.cpu_offload=false"], False),
+    ],
+)
+def test_the_teacher_is_kept_where_the_student_is_unless_said_otherwise(overrides, on_cpu):
+    config = compose("srpo", *overrides)
+    engine = omega_conf_to_dataclass(config.actor_rollout_ref.actor).engine
+    assert keeps_on_cpu(parse(config.srpo).teacher, engine) is on_cpu
+
+
+@pytest.mark.parametrize("kind", ["ema", "frozen", "live"])
+def test_what_building_the_teacher_leaves_cached_is_given_back_before_the_rollout_engine_measures(monkeypatch, kind):
+    """veRL gives back its own models' before; the rollout engine starts after init_model."""
+    log = []
+    monkeypatch.setattr(ActorRolloutRefWorker, "init_model", lambda worker: log.append("veRL's models"))
+    monkeypatch.setattr(worker_module, "build_teacher", lambda *args: log.append("teacher"))
+    monkeypatch.setattr(worker_module, "aggressive_empty_cache", lambda **kwargs: log.append("given back"))
+    worker = object.__new__(worker_module.SrpoWorker)
+    config = compose("srpo", f"srpo.teacher.kind={kind}")
+    worker.config = SimpleNamespace(srpo=config.srpo)
+    worker.actor = SimpleNamespace(
+        model_config=SimpleNamespace(lora_rank=0), config=None, engine=None, set_loss_fn=lambda function: None
+    )
+    worker.loss_fn = SimpleNamespace(keywords={"config": None})
+    worker.init_model()
+    assert log == ["veRL's models"] + (["teacher", "given back"] if kind != "live" else [])
