@@ -152,7 +152,6 @@ class SrpoTrainer(PPOTrainerSync):
         """The pass that runs anyway also returns the student's top-k tokens of the distilled rows."""
         wants_support = self._distill and self.srpo.distillation.top_k is not None
         batch.extra_info[WANT_SUPPORT] = wants_support
-        batch.extra_info[DISTILL] = self._distill
         batch = super()._compute_old_log_prob(batch, metrics)
         batch.extra_info.pop(WANT_SUPPORT, None)
         return batch

@@ -434,7 +434,7 @@ def test_any_value_of_any_key_is_taken_or_refused_with_a_config_error(key, value
     else:
         # Taken: then it has the type the rest of the package relies on.
         assert value is not None or key in NULLABLE
-        assert isinstance(value, bool) == (key in FLAGS)
+        assert value is None or isinstance(value, bool) == (key in FLAGS)
         assert config.routing in CHOICES["srpo.routing"]
         return
     # All other keys have their defaults, so the one that was changed is the one to blame.

@@ -181,8 +181,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             worker.load_checkpoint(str(out / case.name / "actor"))
         distill = bool(routing.sdpo_B.any())
         has_support = distill and config.srpo.distillation.top_k is not None
-        flags = {schema.WANT_SUPPORT: has_support, schema.DISTILL: distill}
-        log_prob_batch = fresh_batch(calculate_entropy=True, compute_loss=False, **flags)
+        log_prob_batch = fresh_batch(calculate_entropy=True, compute_loss=False, **{schema.WANT_SUPPORT: has_support})
         # Under sequence parallelism the ranks hold the same rows, and one of them answers.
         answer = [worker.compute_log_prob(log_prob_batch)]
         if worker.actor.engine.use_ulysses_sp:

@@ -66,7 +66,7 @@ def test_srpo_with_a_reference(results, expected, name):
     ("name", "settings"),
     [
         ("none", {"routing": "none", "teacher_kind": "frozen"}),
-        ("advantage-mix", {"routing": "advantage_mix", "grpo_scale": 0.7, "sdpo_scale": 0.3}),
+        ("advantage-mix", {"routing": "advantage_mix"}),
         ("all", {"routing": "all"}),
     ],
 )
