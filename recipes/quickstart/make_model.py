@@ -12,17 +12,22 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from recipes.quickstart import task
 from recipes.quickstart.tokenizer import build_tokenizer
 from recipes.warmup_record import RECORD_NAME, read_finished
+
+Example = tuple[list[dict[str, str]], str]
+"""The chat and the response to imitate."""
 
 STYLE_SHARES = (0.35, 0.30, 0.25, 0.10)  # in the order of task.STYLES
 
@@ -42,8 +47,8 @@ class Settings:
     noise: float = 0.1  # probability of a random digit in a step of a plain example
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A randomly initialised Qwen3 of half a million parameters, in float32."""
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """A randomly initialised Qwen3 of half a million parameters, in float32; the global random state is left alone."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -59,7 +64,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         bos_token_id=None,
         dtype="float32",
     )
-    model = Qwen3ForCausalLM(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -80,8 +87,8 @@ def _draw_form(rng: random.Random) -> dict:
     }
 
 
-def draw_example(settings: Settings, rng: random.Random) -> tuple[list[dict[str, str]], str]:
-    """One warm-up example: the chat and the response to imitate."""
+def draw_example(settings: Settings, rng: random.Random) -> Example:
+    """One warm-up example."""
     question = task.sample_question("warmup", rng, settings.products)
     form = _draw_form(rng)
     if rng.random() >= settings.demonstration_share:
@@ -94,7 +101,7 @@ def draw_example(settings: Settings, rng: random.Random) -> tuple[list[dict[str,
 
 
 def encode_batch(
-    tokenizer: PreTrainedTokenizerFast, examples: list[tuple[list[dict[str, str]], str]], parts: int = 4
+    tokenizer: PreTrainedTokenizerFast, examples: list[Example], parts: int = 4
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Token ids and labels (both [B, L]) of the examples, in `parts` chunks from short to long.
 
@@ -121,30 +128,32 @@ def encode_batch(
     return chunks
 
 
-def _learning_rate_factor(step: int, settings: Settings) -> float:
+def _learning_rate_factor(step: int, settings: Any) -> float:
     """Half a cosine from 1 to 0 over the whole run, behind a line up."""
     rise = min(1.0, (step + 1) / settings.learning_rate_warmup)
     return rise * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
 
-def warm_up(settings: Settings, *, progress: bool = True) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast, list]:
-    """Trains a model from scratch; returns it with its tokenizer and the loss of every step, in nats per token.
+def imitate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    draw: Callable[[], Example],
+    settings: Any,
+    *,
+    progress: bool = True,
+) -> list[float]:
+    """Supervised training on drawn examples; returns the loss of every step, in nats per token.
 
-    The global random state is left as it was.
+    Args:
+        settings: with steps, batch_size, learning_rate and learning_rate_warmup (in steps).
     """
-    tokenizer = build_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = build_model(tokenizer)
-    rng = random.Random(f"warmup-{settings.seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, settings))
     losses: list[float] = []
     model.train()
     with tqdm(total=settings.steps, desc="warm-up", unit="step", mininterval=1.0, disable=not progress) as bar:
         for _ in range(settings.steps):
-            examples = [draw_example(settings, rng) for _ in range(settings.batch_size)]
-            chunks = encode_batch(tokenizer, examples)
+            chunks = encode_batch(tokenizer, [draw() for _ in range(settings.batch_size)])
             tokens = sum(int((labels_BL != -100).sum()) for _, labels_BL in chunks)
             optimizer.zero_grad(set_to_none=True)
             loss_sum = 0.0
@@ -159,7 +168,22 @@ def warm_up(settings: Settings, *, progress: bool = True) -> tuple[Qwen3ForCausa
             losses.append(loss_sum / tokens)
             bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
             bar.update()
-    return model.eval(), tokenizer, losses
+    model.eval()
+    return losses
+
+
+def warm_up(
+    settings: Settings, *, progress: bool = True
+) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast, list[float]]:
+    """Trains a model from scratch; returns it with its tokenizer and the loss of every step, in nats per token.
+
+    The global random state is left as it was.
+    """
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, settings.seed)
+    rng = random.Random(f"warmup-{settings.seed}")
+    losses = imitate(model, tokenizer, lambda: draw_example(settings, rng), settings, progress=progress)
+    return model, tokenizer, losses
 
 
 @torch.no_grad()
@@ -215,7 +239,18 @@ def _summary(record: dict) -> str:
 
 
 def make_model(settings: Settings, out: Path, *, evaluation_questions: int = 1024) -> dict:
-    """Makes the model unless `out` holds it already; returns its record.
+    """Makes the model unless `out` holds it already; returns its record."""
+
+    def judge(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
+        return evaluate(model, tokenizer, products=settings.products, questions=evaluation_questions)
+
+    return make_once(settings, out, warm_up, judge, evaluation_questions)
+
+
+def make_once(
+    settings: Any, out: Path, warm_up: Callable[[Any], tuple], judge: Callable[..., dict[str, float]], questions: int
+) -> dict:
+    """Warms a model up and judges it, unless `out` holds it already; returns its record.
 
     The record is written last, so that an interrupted run is never taken for a finished one.
     """
@@ -237,8 +272,8 @@ def make_model(settings: Settings, out: Path, *, evaluation_questions: int = 102
         "final_loss": sum(tail) / len(tail),
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
-        "evaluation_questions": evaluation_questions,
-        **evaluate(model, tokenizer, products=settings.products, questions=evaluation_questions),
+        "evaluation_questions": questions,
+        **judge(model, tokenizer),
     }
     (out / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")
     print(f"{out}: {record['parameters']} parameters, {seconds:.0f} s; {_summary(record)}")

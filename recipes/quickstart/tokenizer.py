@@ -6,6 +6,8 @@ any white space around the fixed phrases, which keeps the tokens the same howeve
 newline elsewhere stays one token, because veRL's handling of Qwen chats asks for one.
 """
 
+from collections.abc import Iterable, Sequence
+
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -28,10 +30,18 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, 27 tokens; `save_pretrained` of it is what `AutoTokenizer` loads."""
+def build_tokenizer(
+    phrases: Sequence[str] = PHRASES, characters: Iterable[str] = CHARACTERS, words: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """The tokenizer, by default the quickstart's 27 tokens; `save_pretrained` of it is what `AutoTokenizer` loads.
+
+    Args:
+        phrases: texts that are one token each, together with the white space around them.
+        characters: the other tokens; a newline has to be among them.
+        words: texts that are one token each, and leave newlines around them alone.
+    """
     special = (PAD_TOKEN, EOS_TOKEN, UNK_TOKEN, *ROLE_TOKENS)
-    vocabulary = {token: index for index, token in enumerate((*special, *PHRASES, *CHARACTERS))}
+    vocabulary = {token: index for index, token in enumerate((*special, *phrases, *words, *characters))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK_TOKEN))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Replace(Regex(r"\s*\n\s*"), "\n"), normalizers.Replace(Regex(r"[^\S\n]+"), "")]
@@ -40,7 +50,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     # Not special: decoding a response must show a phrase that the model should not have written.
-    tokenizer.add_tokens([AddedToken(phrase, lstrip=True, rstrip=True, normalized=False) for phrase in PHRASES])
+    tokenizer.add_tokens([AddedToken(phrase, lstrip=True, rstrip=True, normalized=False) for phrase in phrases])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD_TOKEN,

@@ -1,0 +1,1 @@
+"""Verifiable tasks that two CPU cores can learn, for comparing methods over seeds."""
