@@ -28,15 +28,15 @@ def terms(question: str) -> list[int]:
 
 
 class ChainSum(Task):
-    """Three or four terms of one or two digits."""
+    """Four or five terms of one digit."""
 
     name, data_source = "chain_sum", "mini/chain_sum"
     system_prompt = "State the final answer."
     characters = "0123456789+-=" + FINAL + "".join(SEPARATORS)
     max_prompt_tokens, max_response_tokens = 32, 64
     noise = 0.1
-    num_terms: ClassVar[tuple[int, int]] = (3, 4)
-    max_digits: ClassVar[int] = 2
+    num_terms: ClassVar[tuple[int, int]] = (4, 5)
+    max_digits: ClassVar[int] = 1
     style_shares: ClassVar[tuple[float, ...]] = (0.40, 0.25, 0.25, 0.10)
 
     @cached_property

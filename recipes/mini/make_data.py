@@ -7,8 +7,9 @@ import pandas as pd
 
 from recipes.mini.task import Task
 from recipes.mini.tasks import TASKS
+from recipes.mini.verifier import TEST
 
-COUNTS = {"train": 4096, "validation": 128, "test": 512}
+COUNTS = {"train": 4096, "validation": 128, "test": 256}
 """Questions of each split."""
 
 
@@ -16,7 +17,7 @@ def build_rows(task: Task, split: str, count: int, seed: int = 0) -> list[dict]:
     """Rows in the columns that veRL's dataset and reward manager read."""
     return [
         {
-            "data_source": task.data_source,
+            "data_source": task.data_source + (TEST if split == "test" else ""),
             "prompt": task.messages(question.text),
             "ability": task.name,
             "reward_model": {"style": "rule", "ground_truth": question.ground_truth},

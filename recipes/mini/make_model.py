@@ -82,7 +82,7 @@ def evaluate(
     return results
 
 
-def make_model(settings: Settings, out: Path, *, evaluation_questions: int = 1024) -> dict:
+def make_model(settings: Settings, out: Path, *, evaluation_questions: int = 512) -> dict:
     """Makes the model unless `out` holds it already; returns its record."""
     task = TASKS[settings.task]
     return make_once(

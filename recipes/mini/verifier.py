@@ -18,6 +18,8 @@ _ANSWERS = {
 }
 """Form of the answer by data source."""
 TOOL_CALLS = "mini/desk"
+TEST = "/test"
+"""Ends the data source of test questions, whose accuracy veRL then logs by itself."""
 
 
 def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_info: dict | None = None) -> dict:
@@ -29,6 +31,7 @@ def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_
     Raises:
         ValueError: a data source that is not of the suite.
     """
+    data_source = data_source.removesuffix(TEST)
     if data_source == TOOL_CALLS:
         return benchmark_score("tooluse", solution_str, ground_truth)
     if data_source not in _ANSWERS:

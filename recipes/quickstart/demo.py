@@ -14,6 +14,7 @@ from pathlib import Path
 from recipes.quickstart import task
 from recipes.quickstart.make_data import make_data
 from recipes.runner import train
+from recipes.small_model import Sizes, training_command
 from srpo_verl.report.__main__ import main as report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,47 +22,9 @@ METHODS = ("srpo", "grpo", "sdpo", "srpo_no_dw", "advantage_mix", "sdpo_correct_
 HELD_OUT = "val-core/last_digit/acc/mean@1"
 
 
-def training_command(
-    *, method: str, model: Path, data: Path, run: Path, steps: int, seed: int, ranks: int, extra: list[str]
-) -> list[str]:
-    """The stock veRL command; only sizes, paths and the CPU platform are set."""
-    overrides = [
-        "platform=cpu",
-        f"data.train_files={data}/train.parquet",
-        f"data.val_files={data}/test.parquet",
-        f"data.seed={seed}",
-        "data.train_batch_size=16",
-        "data.max_prompt_length=32",
-        "data.max_response_length=40",
-        f"actor_rollout_ref.model.path={model}",
-        "actor_rollout_ref.model.enable_gradient_checkpointing=false",
-        # Without flash-attention, packed rows attend to a whole micro-batch's length: padding costs less here.
-        "actor_rollout_ref.model.use_remove_padding=false",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=16",
-        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=4096",
-        "actor_rollout_ref.actor.optim.lr=5e-4",
-        "actor_rollout_ref.actor.optim.lr_warmup_steps=5",
-        f"actor_rollout_ref.rollout.seed={seed}",
-        "actor_rollout_ref.rollout.max_num_seqs=128",
-        "actor_rollout_ref.rollout.val_kwargs.n=1",
-        "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
-        "actor_rollout_ref.rollout.val_kwargs.top_p=1.0",
-        f"reward.custom_reward_function.path={Path(task.__file__)}",
-        "trainer.project_name=quickstart",
-        f"trainer.experiment_name={method}",
-        f"trainer.n_gpus_per_node={ranks}",
-        f"trainer.total_training_steps={steps}",
-        "trainer.total_epochs=100",
-        "trainer.test_freq=10",
-        f"trainer.save_freq={steps}",
-        "trainer.logger=[file]",
-        f"trainer.default_local_dir={run}/checkpoints",
-    ]
-    if method != "grpo":
-        # 27 tokens in the vocabulary and prompts of 49 tokens at most: sizes, not choices.
-        overrides += ["srpo.distillation.top_k=null", "srpo.demonstration.max_prompt_tokens=96"]
-    entry = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-path", "pkg://srpo_verl.config"]
-    return [*entry, "--config-name", method, *overrides, f"hydra.run.dir={run}/hydra", *extra]
+def sizes(method: str) -> Sizes:
+    """Prompts of 49 tokens at most, with a demonstration."""
+    return Sizes(prompt=32, response=40, teacher_prompt=None if method == "grpo" else 96)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -97,14 +60,21 @@ def main(argv: list[str] | None = None) -> None:
     )
     make_data(data)
     command = training_command(
-        method=arguments.method,
+        arguments.method,
+        sizes=sizes(arguments.method),
+        distils=arguments.method != "grpo",
         model=model,
-        data=data,
+        train=data / "train.parquet",
+        validation=[data / "test.parquet"],
+        reward=Path(task.__file__),
         run=run,
         steps=arguments.steps,
         seed=arguments.seed,
-        ranks=arguments.ranks,
-        extra=arguments.overrides,
+        extra=[
+            "trainer.project_name=quickstart",
+            f"trainer.n_gpus_per_node={arguments.ranks}",
+            *arguments.overrides,
+        ],
     )
     print(f"2/3 training in {run}\n{shlex.join(command)}", flush=True)
     training = train(command, run, steps=arguments.steps, timeout=arguments.timeout, held_out=HELD_OUT)
