@@ -1,17 +1,17 @@
 """Two requests at a desk, to be answered by two tool calls; scored by the verifier of the Tool Use benchmark.
 
-A request sets an alarm some minutes after a time, or pays somebody a sum:
+A request sets an alarm a few minutes after a time, or pays somebody a sum:
 
-    alarm 9:47+25;pay bob 13+28
+    alarm 9:57+5;pay bob 13+8
 
 and the calls name the time and the sum:
 
-    Thought:9:47+25=10:12
+    Thought:9:57+5=10:02
     Action:alarm
-    Action Input:{"hour":10,"minute":12}
-    Thought:13+28=41
+    Action Input:{"hour":10,"minute":2}
+    Thought:13+8=21
     Action:pay
-    Action Input:{"to":"bob","sum":41}
+    Action Input:{"to":"bob","sum":21}
 
 The calls may come in either order, their keys as well, with the thoughts before each call, all of them first, or left
 out. The verifier reads the calls alone, so that nothing keeps a response from thinking on: responses can grow.
@@ -60,8 +60,8 @@ class Desk(Task):
     style_shares: ClassVar[tuple[float, ...]] = (0.45, 0.35, 0.20)
 
     def draw(self, rng: random.Random) -> Question:
-        hour, minute, minutes = rng.randrange(24), rng.randrange(60), rng.randrange(5, 60)
-        name, one, other = rng.choice(NAMES), rng.randrange(5, 60), rng.randrange(5, 60)
+        hour, minute, minutes = rng.randrange(24), rng.randrange(60), rng.randrange(2, 10)
+        name, one, other = rng.choice(NAMES), rng.randrange(5, 60), rng.randrange(2, 10)
         requests = [f"alarm {hour}:{minute:02d}+{minutes}", f"pay {name} {one}+{other}"]
         rng.shuffle(requests)
         alarm_hour, alarm_minute = later(hour, minute, minutes)
@@ -86,8 +86,8 @@ class Desk(Task):
         self, question: str, *, slip: Slip, style: str, exchanged: bool, keys_exchanged: bool
     ) -> str:
         (hour, minute, minutes), (name, one, other), alarm_first = parse(question)
-        alarm_hour, alarm_minute = later(hour, minute, minutes + (slip.rng.choice((-10, -1, 1, 10)) if slip else 0))
-        total = one + other + (slip.rng.choice((-10, -1, 1, 10)) if slip else 0)
+        alarm_hour, alarm_minute = later(hour, minute, minutes + (slip.rng.choice((-1, 1)) if slip else 0))
+        total = one + other + (slip.rng.choice((-1, 1)) if slip else 0)
         alarm = (
             f"{hour}:{minute:02d}+{minutes}={alarm_hour}:{alarm_minute:02d}",
             "alarm",
