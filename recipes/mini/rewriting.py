@@ -43,7 +43,7 @@ class Rewriting(Task):
     system_prompt = "Rewrite until nothing changes."
     characters = "ABab" + FINAL + "".join(SEPARATORS)
     max_prompt_tokens, max_response_tokens = 16, 96
-    noise = 0.08
+    noise = 0.25
     length: ClassVar[int] = 7
     order_shares: ClassVar[tuple[float, ...]] = (0.35, 0.30, 0.25, 0.10)
 
