@@ -65,16 +65,17 @@ class SrpoTrainer(PPOTrainerSync):
         check_model(
             self.config, self.srpo, text_config.vocab_size, getattr(text_config, "max_position_embeddings", None)
         )
+        distils = self.srpo.uses_teacher
         self.prompts = StudentPrompts(
             self.tokenizer,
             hf_config.model_type,
             self.config.data.get("apply_chat_template_kwargs", {}),
-            configured_tools(self.config),
+            configured_tools(self.config) if distils else (),
             self.config.actor_rollout_ref.rollout.prompt_length,
         )
         self.router = Router(
             self.srpo,
-            DialogueText(self.prompts.decode, self.prompts.structure()),
+            DialogueText(self.prompts.decode, self.prompts.structure() if distils else ()),
             self.prompts.render,
             seed=self.config.data.get("seed") or 0,
         )

@@ -50,31 +50,42 @@ def tool_file(tmp_path_factory):
     return path
 
 
+TEACHER_SIDE = ["srpo.distillation.top_k=20", "srpo.demonstration.max_prompt_tokens=8192"]
+
+
 @pytest.fixture
-def trainer(tmp_path, tool_file, monkeypatch):
-    """A trainer whose tokenizer is set up as in a run, without Ray."""
+def make_trainer(tmp_path, tool_file, monkeypatch):
+    """Makes trainers whose tokenizer is set up as in a run, without Ray."""
     path = tiny_model(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.chat_template = "({{ mood }}){% if tools %}{{ tools | tojson }}{% endif %}" + tokenizer.chat_template
     tokenizer.save_pretrained(path)
     settings = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 16384}))  # schemas are long
-    config = compose(
-        "srpo",
-        "platform=cpu",
-        f"actor_rollout_ref.model.path={path}",
-        "+data.apply_chat_template_kwargs.mood=calm",
-        f"actor_rollout_ref.rollout.multi_turn.function_tool_path={tool_file}",
-        "data.max_prompt_length=4096",
-        "data.max_response_length=64",
-        "srpo.distillation.top_k=20",
-        "srpo.demonstration.max_prompt_tokens=8192",
-    )
-    trainer = object.__new__(SrpoTrainer)
-    trainer.config, trainer.srpo = config, parse(config.srpo)
     monkeypatch.setattr(PPOTrainerSync, "_init_tokenizer", lambda self: setattr(self, "tokenizer", tokenizer))
-    trainer._init_tokenizer()
-    return trainer
+
+    def make(name, *overrides):
+        config = compose(
+            name,
+            "platform=cpu",
+            f"actor_rollout_ref.model.path={path}",
+            "+data.apply_chat_template_kwargs.mood=calm",
+            f"actor_rollout_ref.rollout.multi_turn.function_tool_path={tool_file}",
+            "data.max_prompt_length=4096",
+            "data.max_response_length=64",
+            *overrides,
+        )
+        trainer = object.__new__(SrpoTrainer)
+        trainer.config, trainer.srpo = config, parse(config.srpo)
+        trainer._init_tokenizer()
+        return trainer
+
+    return make
+
+
+@pytest.fixture
+def trainer(make_trainer):
+    return make_trainer("srpo", *TEACHER_SIDE)
 
 
 def test_template_arguments_and_system_prompt_reach_the_teacher(trainer):
@@ -171,6 +182,12 @@ def test_a_prompt_that_no_template_makes_is_warned_of_once(trainer, capsys):
         ids[0] = 5
         assert names(trainer.prompts.tools_shown(QUESTION, ids, {})) == shown
     assert capsys.readouterr().out.count("is not what the chat template makes of its messages") == 1
+
+
+def test_a_run_without_a_teacher_renders_nothing(make_trainer, monkeypatch):
+    trainer = make_trainer("grpo")
+    monkeypatch.setattr(trainer.prompts, "render", None)
+    assert trainer.prompts.tools_of_rows(["a"], [QUESTION], [torch.tensor([1])], [{}]) == [()]
 
 
 def test_rows_of_a_group_share_their_tools_and_groups_do_not(trainer):
