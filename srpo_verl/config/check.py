@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from importlib import import_module
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -27,8 +28,11 @@ class ConfigCheck(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             UseCPU().on_job_start(config)
-            check_installation(environment_of_run(config))
+            environment = environment_of_run(config)
+            check_installation(environment)
             check_run(config)
+            # Imports veRL's trainer and engines, so not before the platform is decided.
+            import_module("srpo_verl.verl_ext.selection").check_selection(config, environment)
         except (ConfigError, PluginError, OmegaConfBaseException) as error:
             sys.exit(f"srpo_verl: {error}")
         except Exception:
@@ -79,9 +83,13 @@ def _whole_number(config: DictConfig, key: str) -> int:
 def _check_hooks(config: DictConfig) -> None:
     _require(config, "trainer.use_v1", True, "SRPO is a trainer of veRL's V1 interface")
     mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
-    # The trainer itself rewrites the mode to veRL's "sync" (see verl_ext/trainer.py), so both are right here.
-    if mode not in (TRAINER_MODE, "sync"):
-        raise ConfigError("trainer.v1.trainer_mode", mode, f"has to be {TRAINER_MODE!r}: routing needs whole groups")
+    # The trainer itself rewrites the mode to veRL's "sync" and adds the group (verl_ext/trainer.py); the former alone,
+    # in what a user composes, would be veRL's own trainer.
+    rewritten = mode == "sync" and OmegaConf.select(config, "actor_rollout_ref.srpo") is not None
+    if mode != TRAINER_MODE and not rewritten:
+        raise ConfigError(
+            "trainer.v1.trainer_mode", mode, f"has to be {TRAINER_MODE!r}: veRL's own trainers know no routing"
+        )
     _require(config, "algorithm.adv_estimator", "srpo", "the estimator of eq. 2")
     _require(config, "actor_rollout_ref.actor.policy_loss.loss_mode", "srpo", "the GRPO branch of eq. 5")
     _require(config, "actor_rollout_ref.actor.loss_agg_mode", "token-mean", "eq. 5 has one denominator, in tokens")

@@ -66,7 +66,9 @@ class SrpoEngine(FSDPEngineWithLMHead):
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
         """veRL's inputs; prompts and padding are kept from the vocabulary projection where the model allows it."""
         inputs, output_args = super().prepare_model_inputs(micro_batch)
-        if not _is_stock(micro_batch):
+        if _is_stock(micro_batch):
+            _refuse_teacher(micro_batch)
+        else:
             tokens = ResponseTokens(micro_batch, inputs["input_ids"].shape[1])
             if self._projects_selected_positions:
                 inputs["logits_to_keep"] = tokens.select_logits()
@@ -184,6 +186,17 @@ def _is_stock(batch: TensorDict) -> bool:
         or any(tu.get_non_tensor_data(data=batch, key=flag, default=False) for flag in flags)
         or isinstance(batch["temperature"], torch.Tensor)
     )
+
+
+def _refuse_teacher(batch: TensorDict) -> None:
+    """What veRL's own code computes has no divergence: a teacher would silently drop out of the update."""
+    asked = [name for name in (SCORE, WANT_SUPPORT) if tu.get_non_tensor_data(data=batch, key=name, default=False)]
+    asked += [TEACHER_LOG_PROBS] if TEACHER_LOG_PROBS in batch else []
+    if asked:
+        raise RuntimeError(
+            f"a micro-batch with {', '.join(asked)} would be computed by veRL's own code, which knows no "
+            "teacher; this should have been refused at the start (config/check.py)"
+        )
 
 
 def _temperature(batch: TensorDict) -> float:

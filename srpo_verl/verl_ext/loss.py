@@ -15,7 +15,7 @@ from verl.workers.utils.padding import no_padding_2_padding
 from srpo_verl.config.schema import SrpoConfig
 from srpo_verl.functional import importance_ratio, objective_summands
 from srpo_verl.verl_ext.estimator import grpo_token_losses
-from srpo_verl.verl_ext.schema import DIVERGENCE, GRPO_SHARE, NUM_SDPO_TOKENS, SDPO_SHARE, WEIGHTS
+from srpo_verl.verl_ext.schema import DIVERGENCE, GRPO_SHARE, NUM_SDPO_TOKENS, SDPO_SHARE, TEACHER_LOG_PROBS, WEIGHTS
 
 
 class SrpoLoss:
@@ -45,6 +45,8 @@ class SrpoLoss:
         if DIVERGENCE in model_output:
             sdpo_loss_BT, weights_BT = self._sdpo_loss(model_output, dense, log_probs_BT), dense[WEIGHTS]
             metrics |= self._divergence_metric(model_output, data, mask_BT & (sdpo_B > 0)[:, None])
+        elif TEACHER_LOG_PROBS in data:
+            raise RuntimeError("the teacher has scored this micro-batch, and the engine returned no divergence to it")
 
         def summands(grpo_loss_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             grpo_loss, sdpo_loss = objective_summands(

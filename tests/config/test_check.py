@@ -46,6 +46,7 @@ def refusal(config, key, value):
 HOOKS = [
     ("trainer.use_v1", False, "True"),
     ("trainer.v1.trainer_mode", "colocate_async", "'srpo'"),
+    ("trainer.v1.trainer_mode", "sync", "'srpo'"),
     ("algorithm.adv_estimator", "grpo", "'srpo'"),
     (f"{ACTOR}.policy_loss.loss_mode", "vanilla", "'srpo'"),
     (f"{ACTOR}.loss_agg_mode", "seq-mean-token-mean", "'token-mean'"),
@@ -97,8 +98,9 @@ def test_a_routing_of_one_s_own_is_imported_in_the_driver(change):
 
 
 def test_the_trainer_may_have_rewritten_its_mode(change):
-    """SrpoTrainer checks, sets "sync", and workers or a second trainer may check again."""
-    check_run(change(**{"trainer.v1.trainer_mode": "sync"}))
+    """SrpoTrainer checks, sets "sync" and hands the group to the workers; a second trainer may check again."""
+    config = change()
+    check_run(change(**{"trainer.v1.trainer_mode": "sync", "actor_rollout_ref.srpo": config.srpo}))
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])

@@ -160,3 +160,12 @@ def test_the_mean_divergence_is_over_omega_and_not_weighted(config):
     expected = output[schema.DIVERGENCE][mask & (d > 0)[:, None]].sum() / 9 * 2
     assert float(metrics["srpo/student_teacher_divergence"].values[0]) == pytest.approx(float(expected))
     assert isinstance(batch, TensorDict)
+
+
+def test_scores_without_a_divergence_are_an_error(config):
+    """Without it the loss would be the GRPO summand alone, and nobody would notice."""
+    batch = micro_batch(GRPO, 1 - GRPO)
+    batch[schema.TEACHER_LOG_PROBS] = batch["old_log_probs"]
+    loss_of(config)(model_output(), batch)
+    with pytest.raises(RuntimeError, match="no divergence"):
+        loss_of(config)(model_output(divergence=False), batch)
