@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
@@ -46,9 +47,7 @@ def check_selection(config: DictConfig, environment: Mapping[str, str]) -> None:
     with _variables(environment):
         for model_type, wanted in ((STUDENT_TYPE, SrpoEngine), (TEACHER_TYPE, SrpoTeacherEngine)):
             key = "actor_rollout_ref.actor.strategy"
-            engine = _picked(
-                key, strategy, lambda model_type=model_type: EngineRegistry.get_engine_cls(model_type, strategy)
-            )
+            engine = _picked(key, strategy, partial(EngineRegistry.get_engine_cls, model_type, strategy))
             _require_class(engine, wanted, key, strategy, f"unset {' and '.join(ENGINE_VARIABLES)}")
     _require_function(
         _picked("algorithm.adv_estimator", estimator, lambda: get_adv_estimator_fn(estimator)),
