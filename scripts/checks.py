@@ -15,8 +15,10 @@ from omegaconf import DictConfig
 from scripts.cells import Cell
 from scripts.memory import engine_needs, estimate
 from scripts.models import ModelFacts, find_facts
-from srpo_verl.config.check import check_model, check_run
+from srpo_verl.config.check import check_run
 from srpo_verl.config.schema import SrpoConfig
+from srpo_verl.preflight.model import ModelFacts as Limits
+from srpo_verl.preflight.model import check_model
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "paper"
 CONFIG_MODULE = "pkg://srpo_verl.config"
@@ -88,7 +90,7 @@ def check(command: Sequence[str], device_gib: float) -> Checked:
     facts = find_facts(config.actor_rollout_ref.model.path)
     if facts is None:
         return Checked(config, "model unknown: context and memory not checked")
-    check_model(config, srpo, facts.vocab, facts.max_positions)
+    check_model(config, srpo, Limits(facts.vocab, facts.max_positions))
     context = _check_context(config, srpo, facts)
     if config.trainer.device == "cpu":
         return Checked(config, context)

@@ -7,3 +7,7 @@ class ConfigError(ValueError):
     def __init__(self, key: str, value: object, remedy: str):
         super().__init__(f"{key}={value!r}: {remedy}")
         self.key, self.value, self.remedy = key, value, remedy
+
+    def __reduce__(self) -> tuple:
+        """Pickled with its own arguments: Ray carries it from its processes to the one that prints it."""
+        return type(self), (self.key, self.value, self.remedy)

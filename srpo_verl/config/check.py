@@ -7,6 +7,7 @@ import traceback
 from importlib import import_module
 from typing import Any
 
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,6 +17,8 @@ from srpo_verl.config.schema import SrpoConfig, default_values, parse
 from srpo_verl.cpu.callback import UseCPU, environment_of_run
 from srpo_verl.errors import ConfigError
 from srpo_verl.installation import TRAINER_MODE, PluginError, check_installation
+from srpo_verl.preflight import VARIABLE
+from srpo_verl.preflight.failure import end_with_cause
 
 
 class ConfigCheck(Callback):
@@ -27,18 +30,34 @@ class ConfigCheck(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            UseCPU().on_job_start(config)
-            environment = environment_of_run(config)
-            check_installation(environment)
-            check_run(config)
-            # Imports veRL's trainer and engines, so not before the platform is decided.
-            import_module("srpo_verl.verl_ext.selection").check_selection(config, environment)
+            srpo = check_start(config)
+            # Here, because it is slow to import and this module is imported in every process of a run.
+            import_module("srpo_verl.preflight.run").before_ray(config, srpo)
         except (ConfigError, PluginError, OmegaConfBaseException) as error:
             sys.exit(f"srpo_verl: {error}")
         except Exception:
             # Hydra would go on with a warning.
             traceback.print_exc()
-            sys.exit("srpo_verl: the check of the configuration itself failed; see above")
+            sys.exit(f"srpo_verl: the check itself failed, see above; {VARIABLE}=off leaves out model, data and GPUs")
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Let a run that failed end with its cause; Hydra would end it with advice about tracebacks."""
+        if job_return.status == JobStatus.FAILED:
+            end_with_cause(job_return._return_value)
+
+
+def check_start(config: DictConfig) -> SrpoConfig:
+    """Activate the CPU platform where it is asked for, then check installation, configuration and what veRL will pick.
+
+    Raises PluginError or ConfigError.
+    """
+    UseCPU().on_job_start(config)
+    environment = environment_of_run(config)
+    check_installation(environment)
+    srpo = check_run(config)
+    # Imports veRL's trainer and engines, so not before the platform is decided.
+    import_module("srpo_verl.verl_ext.selection").check_selection(config, environment)
+    return srpo
 
 
 def check_run(config: DictConfig) -> SrpoConfig:
@@ -179,25 +198,4 @@ def _check_ulysses(config: DictConfig) -> None:
             name,
             f"has to be flash_attention_2 or _3 with {key}={size}: with another attention veRL would silently take "
             "every slice of a sequence for a whole one (platform=cpu has no flash-attention; set the size to 1 there)",
-        )
-
-
-def check_model(config: DictConfig, srpo: SrpoConfig, vocab_size: int, max_positions: int | None) -> None:
-    """Check what can only be known once the model's own configuration is loaded."""
-    if not srpo.uses_teacher:
-        return
-    top_k = srpo.distillation.top_k
-    if top_k is not None and top_k > vocab_size:
-        raise ConfigError(
-            "srpo.distillation.top_k",
-            top_k,
-            f"exceeds the model's vocabulary of {vocab_size}; use at most that, or null for all of it",
-        )
-    longest = srpo.demonstration.max_prompt_tokens + config.data.max_response_length
-    if max_positions is not None and longest > max_positions:
-        raise ConfigError(
-            "srpo.demonstration.max_prompt_tokens",
-            srpo.demonstration.max_prompt_tokens,
-            f"and data.max_response_length={config.data.max_response_length} make {longest} tokens, more than the "
-            f"{max_positions} positions of the model; lower one of them",
         )

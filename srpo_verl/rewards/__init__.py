@@ -11,9 +11,21 @@ from typing import Any
 
 from srpo_verl.rewards import math, sciknoweval, tooluse
 
-__all__ = ["DATA_SOURCES", "compute_score", "ground_truth_doubts", "validate_ground_truth"]
+__all__ = ["DATA_SOURCES", "FEEDBACK_TEXTS", "compute_score", "ground_truth_doubts", "validate_ground_truth"]
 
 DATA_SOURCES = ("sciknoweval", "tooluse", "math")
+
+FEEDBACK_TEXTS = (
+    sciknoweval.FEEDBACK_WRONG,
+    sciknoweval.FEEDBACK_FORMAT,
+    tooluse.FEEDBACK_FORMAT,
+    tooluse.FEEDBACK_NO_JSON,
+    tooluse.FEEDBACK_NAMES,
+    tooluse.FEEDBACK_INPUTS,
+    math.FEEDBACK_WRONG,
+    math.FEEDBACK_FORMAT,
+)
+"""Everything that the `feedback` of a response can say."""
 
 # What veRL's reward managers pass besides the arguments of the signature when a reward model runs.
 _VERL_ARGUMENTS = frozenset({"reward_router_address", "reward_model_tokenizer"})

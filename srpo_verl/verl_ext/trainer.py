@@ -18,8 +18,9 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
-from srpo_verl.config.check import check_model, check_run
+from srpo_verl.config.check import check_run
 from srpo_verl.installation import TRAINER_MODE
+from srpo_verl.preflight.model import ModelFacts, check_model
 from srpo_verl.teacher.dialogue import DialogueText
 from srpo_verl.verl_ext.budget import HOURS, TrainingRecord, mean_accuracy
 from srpo_verl.verl_ext.nested import filler, jagged
@@ -62,9 +63,8 @@ class SrpoTrainer(PPOTrainerSync):
         super()._init_tokenizer()
         hf_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.model).hf_config
         text_config = hf_config.get_text_config()
-        check_model(
-            self.config, self.srpo, text_config.vocab_size, getattr(text_config, "max_position_embeddings", None)
-        )
+        positions = getattr(text_config, "max_position_embeddings", None)
+        check_model(self.config, self.srpo, ModelFacts(text_config.vocab_size, positions, len(self.tokenizer)))
         distils = self.srpo.uses_teacher
         self.prompts = StudentPrompts(
             self.tokenizer,

@@ -1,0 +1,35 @@
+"""The end of a run that failed all the same: its cause in the last line."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import NoReturn
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What was raised first; Ray wraps what its workers raise, once for every process on the way."""
+    seen = [error]
+    while True:
+        inner = getattr(seen[-1], "cause", None) or seen[-1].__cause__
+        if not isinstance(inner, BaseException) or inner in seen:
+            return seen[-1]
+        seen.append(inner)
+
+
+def in_one_line(error: BaseException) -> str:
+    """Kind and message. Ray's own exceptions hold a traceback, or a report of a process that died: its last line."""
+    if type(error).__module__.partition(".")[0] == "ray":
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return lines[-1].strip() if lines else type(error).__name__
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def end_with_cause(error: BaseException) -> NoReturn:
+    """Print the traceback, wait for what Ray's processes still have to say, and end with the cause as last line."""
+    traceback.print_exception(error)
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+    sys.stdout.flush()
+    sys.exit(f"srpo_verl: the run failed: {in_one_line(root_cause(error))}")
