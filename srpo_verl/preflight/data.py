@@ -106,7 +106,7 @@ class _SplitCheck:
                 self._add(*self._too_long(), file, number, f"{length} tokens", self._long_remedy())
             if fits or not settings.drops_long_prompts:
                 self.kept += 1
-                fitting.append((number, messages))
+                fitting.append((number, messages, length))
         self._teachers(file, fitting, renderer)
 
     def _too_long(self) -> tuple[str, str]:
@@ -123,9 +123,12 @@ class _SplitCheck:
             "set data.filter_overlong_prompts=true, or data.truncation=left if this is meant"
         )
 
-    def _teachers(self, file: DataFile, prompts: Prompts, renderer: Renderer) -> None:
+    def _teachers(self, file: DataFile, students: Sequence[tuple[int, Any, int]], renderer: Renderer) -> None:
         if self.teacher is None:
             return
+        # The others have room for a demonstration of full length; measuring them would double the time.
+        full = self.settings.max_response
+        prompts = [(number, messages) for number, messages, length in students if self.teacher.may_lack(full, length)]
         bare = bare_lengths([messages for _, messages in prompts], self.teacher, renderer)
         for (number, _), length in zip(prompts, bare, strict=True):
             if problem := room_problem(length, self.teacher):

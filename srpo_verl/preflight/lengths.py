@@ -17,6 +17,8 @@ Correct responses are mostly far shorter than the limit, so that the whole of it
 an eighth, what is left of nearly every demonstration is its beginning.
 """
 
+SLACK = 64
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -31,6 +33,15 @@ class Teacher:
     limit: int
     feedback: str | None
     room: int
+
+    def may_lack(self, room: int, student: int) -> bool:
+        """Whether there may be no room for so many tokens beside a student's prompt of so many.
+
+        No tokenizer makes more tokens of a text than it has bytes. Where the added text meets the question, tokens of
+        the question may change as well; `SLACK` is for those.
+        """
+        added = with_solution([{"role": "user", "content": ""}], "", self.feedback)[0]["content"]
+        return student + len(added.encode()) + SLACK + room > self.limit
 
 
 def teacher_of(settings: DataSettings, feedback_texts: Sequence[str] | None, renderer: Renderer) -> Teacher | None:

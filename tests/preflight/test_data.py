@@ -6,7 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from srpo_verl.preflight import data as preflight_data
 from srpo_verl.preflight.findings import ERROR, NOTE, errors
+from srpo_verl.preflight.lengths import SLACK
 from srpo_verl.rewards import FEEDBACK_TEXTS
 from tests.preflight import TOY, only_error, row, write
 
@@ -385,3 +387,19 @@ def test_a_run_in_order(look):
     assert [finding.subject for finding in findings] == ["GPUs", "model", "data.train_files", "data.val_files"]
     assert findings[2].message == "5 rows in 1 file, prompts of 28 to 28 tokens"
     assert ERROR not in {finding.level for finding in findings}
+
+
+def test_teacher_s_prompts_are_only_measured_where_they_could_be_too_long(look, monkeypatch):
+    measured = []
+    lengths = preflight_data.bare_lengths
+    monkeypatch.setattr(
+        preflight_data,
+        "bare_lengths",
+        lambda prompts, *rest: measured.append(len(prompts)) or lengths(prompts, *rest),
+    )
+    train = [*GOOD, row("x" * 40)]
+    far = BARE + 16 + SLACK  # for GOOD; ASCII has a byte per token
+    assert errors(look(f"{LIMIT}={far}", train=train)) == []
+    assert errors(look(f"{LIMIT}={far - 1}", train=train)) == []
+    assert errors(look(f"{LIMIT}={far + 40}", train=train)) == []
+    assert measured == [1, 6, 0]
