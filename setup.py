@@ -29,6 +29,7 @@ setup(
         "omegaconf>=2.3",
         "transformers>=4.57",
         "math-verify>=0.8",
+        "psutil>=5.9",
         "pyarrow>=15",
         "matplotlib>=3.8",
         "wrapt>=1.15",

@@ -20,6 +20,9 @@ from srpo_verl.installation import TRAINER_MODE, PluginError, check_installation
 from srpo_verl.preflight import VARIABLE
 from srpo_verl.preflight.failure import end_with_cause
 
+ONLY_DISTILLED = ("all", "correct_only", "failed_only")
+"""Routings without a GRPO loss."""
+
 
 class ConfigCheck(Callback):
     """Hydra callback named in every configuration of this package.
@@ -71,6 +74,8 @@ def check_run(config: DictConfig) -> SrpoConfig:
     _check_routing(srpo)
     _check_hooks(config)
     _check_budget(config, srpo)
+    _check_correction(config)
+    _check_kl(config, srpo)
     _check_lora(config)
     _check_ulysses(config)
     if srpo.uses_teacher:
@@ -154,6 +159,28 @@ def _check_budget(config: DictConfig, srpo: SrpoConfig) -> None:
             list(srpo.budget.hours),
             "has no effect without validations; set trainer.test_freq above 0",
         )
+
+
+def _check_correction(config: DictConfig) -> None:
+    """veRL corrects where the rollout engine's log-probs are there, and silently does not where they are not."""
+    group = "algorithm.rollout_correction"
+    wanted = [key for key in ("rollout_is", "rollout_rs") if OmegaConf.select(config, f"{group}.{key}") is not None]
+    key = "actor_rollout_ref.rollout.calculate_log_probs"
+    if wanted and not OmegaConf.select(config, key):
+        raise ConfigError(
+            key,
+            OmegaConf.select(config, key),
+            f"has to be true for {group}.{wanted[0]}, which works on the rollout engine's log-probs; or set "
+            + " and ".join(f"{group}.{name}=null" for name in wanted),
+        )
+
+
+def _check_kl(config: DictConfig, srpo: SrpoConfig) -> None:
+    """A KL belongs to the GRPO loss and its advantages; where no row takes that, it would only cost a reference."""
+    if srpo.routing not in ONLY_DISTILLED:
+        return
+    for key in ("actor_rollout_ref.actor.use_kl_loss", "algorithm.use_kl_in_reward"):
+        _require(config, key, False, f"with srpo.routing={srpo.routing} no row takes the GRPO loss a KL is part of")
 
 
 def _check_lora(config: DictConfig) -> None:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from srpo_verl.config.schema import SrpoConfig
 from srpo_verl.errors import ConfigError
+from srpo_verl.preflight.memory import full_vocabulary_error
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def model_errors(config: DictConfig, srpo: SrpoConfig, facts: ModelFacts) -> lis
     """Everything in the configuration that this model cannot take."""
     found = [_tokenizer_error(config, facts), *_context_errors(config, srpo, facts)]
     if srpo.uses_teacher:
-        found.append(_support_error(srpo, facts))
+        found += [_support_error(srpo, facts), full_vocabulary_error(config, srpo, facts.vocab_size)]
     return [error for error in found if error is not None]
 
 

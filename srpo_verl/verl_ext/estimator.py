@@ -45,7 +45,7 @@ def grpo_branch_loss(
     """
     if loss_agg_mode != "token-mean":
         raise ValueError(f"actor_rollout_ref.actor.loss_agg_mode={loss_agg_mode!r}: has to be 'token-mean' (eq. 5)")
-    loss_BT, metrics = grpo_token_losses(
+    loss_BT, sums = grpo_token_losses(
         old_log_prob, log_prob, advantages, response_mask, config=config, rollout_is_weights=rollout_is_weights
     )
     info = config.global_batch_info
@@ -54,7 +54,9 @@ def grpo_branch_loss(
     loss = srpo_objective(
         loss_BT, zeros_BT, zeros_BT, response_mask.bool(), nobody_B, num_tokens=info["batch_num_tokens"]
     )
-    return loss * info["dp_size"], metrics
+    # Of this micro-batch, as in veRL; SrpoLoss divides by the mini-batch's count instead.
+    num_local = response_mask.sum() + 1e-8
+    return loss * info["dp_size"], {name: (value / num_local).item() for name, value in sums.items()}
 
 
 def grpo_token_losses(
@@ -65,11 +67,11 @@ def grpo_token_losses(
     *,
     config: Any,
     rollout_is_weights: torch.Tensor | None,
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """l^GRPO of every token, equation (2) times the rollout-correction weight, and the metrics of its clipping.
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """l^GRPO of every token, equation (2) times the rollout-correction weight, and what is reported of its clipping.
 
-    Shapes (B, T). The metrics are over `response_mask`, the tokens of the GRPO rows; the losses are not masked.
-    `config` is the actor's.
+    Shapes (B, T). What is reported are sums over `response_mask`, the tokens of the GRPO rows, by the metric's name;
+    the losses are not masked. `config` is the actor's.
     """
     clip_low = config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low
     clip_high = config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
@@ -79,11 +81,11 @@ def grpo_token_losses(
     if rollout_is_weights is not None:
         loss_BT = loss_BT * rollout_is_weights
     with torch.no_grad():
-        metrics = _clip_metrics(old_log_prob, log_prob, advantages, response_mask, clip_low, clip_high, config)
-    return loss_BT, metrics
+        sums = _clip_sums(old_log_prob, log_prob, advantages, response_mask, clip_low, clip_high, config)
+    return loss_BT, sums
 
 
-def _clip_metrics(
+def _clip_sums(
     old_log_prob: torch.Tensor,
     log_prob: torch.Tensor,
     advantages: torch.Tensor,
@@ -91,14 +93,14 @@ def _clip_metrics(
     clip_low: float,
     clip_high: float,
     config: Any,
-) -> dict[str, float]:
-    """The metrics veRL's own policy loss reports, under its names: shares of clipped tokens and the approximate KL."""
+) -> dict[str, torch.Tensor]:
+    """What veRL's own policy loss reports the means of: clipped tokens and the approximate KL, summed."""
     log_ratio = (log_prob - old_log_prob).clamp(-20.0, 20.0)
     ratio = log_ratio.exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
     lower = torch.maximum(unclipped, clipped) > -advantages * config.clip_ratio_c
     return {
-        "actor/pg_clipfrac": verl_F.masked_mean((clipped > unclipped).float(), response_mask).item(),
-        "actor/ppo_kl": verl_F.masked_mean(-log_ratio, response_mask).item(),
-        "actor/pg_clipfrac_lower": verl_F.masked_mean((lower & (advantages < 0)).float(), response_mask).item(),
+        "actor/pg_clipfrac": verl_F.masked_sum((clipped > unclipped).float(), response_mask),
+        "actor/ppo_kl": verl_F.masked_sum(-log_ratio, response_mask),
+        "actor/pg_clipfrac_lower": verl_F.masked_sum((lower & (advantages < 0)).float(), response_mask),
     }

@@ -15,7 +15,15 @@ from verl.workers.utils.padding import no_padding_2_padding
 from srpo_verl.config.schema import SrpoConfig
 from srpo_verl.functional import importance_ratio, objective_summands
 from srpo_verl.verl_ext.estimator import grpo_token_losses
-from srpo_verl.verl_ext.schema import DIVERGENCE, GRPO_SHARE, NUM_SDPO_TOKENS, SDPO_SHARE, TEACHER_LOG_PROBS, WEIGHTS
+from srpo_verl.verl_ext.schema import (
+    DIVERGENCE,
+    GRPO_SHARE,
+    NUM_GRPO_TOKENS,
+    NUM_SDPO_TOKENS,
+    SDPO_SHARE,
+    TEACHER_LOG_PROBS,
+    WEIGHTS,
+)
 
 
 class SrpoLoss:
@@ -26,6 +34,8 @@ class SrpoLoss:
     where n is the optimizer mini-batch's number of valid response tokens over all ranks, w the weights of eq. 4, and
     g and d the shares the trainer gave the row. Multiplied by the number of ranks, whose average FSDP takes. A KL term
     or an entropy bonus, where configured, is part of l^GRPO. The metrics of veRL's own `ppo_loss` go by its names.
+
+    A token that rollout correction rejects has weight 0: it stays in n and in Omega and adds nothing to the sums.
     """
 
     def __init__(self, actor_config: ActorConfig, srpo: SrpoConfig):
@@ -36,7 +46,7 @@ class SrpoLoss:
         self, model_output: dict[str, torch.Tensor], data: TensorDict, dp_group: Any = None
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         optional = [name for name in ("rollout_is_weights", "ref_log_prob", WEIGHTS) if name in data]
-        dense = data.select("response_mask", "old_log_probs", "advantages", *optional).to_padded_tensor()
+        dense = data.select("response_mask", "loss_mask", "old_log_probs", "advantages", *optional).to_padded_tensor()
         log_probs_BT = no_padding_2_padding(model_output["log_probs"], data)
         mask_BT, grpo_B, sdpo_B = dense["response_mask"].bool(), data[GRPO_SHARE], data[SDPO_SHARE]
 
@@ -44,7 +54,8 @@ class SrpoLoss:
         sdpo_loss_BT = weights_BT = torch.zeros_like(log_probs_BT)
         if DIVERGENCE in model_output:
             sdpo_loss_BT, weights_BT = self._sdpo_loss(model_output, dense, log_probs_BT), dense[WEIGHTS]
-            metrics |= self._divergence_metric(model_output, data, mask_BT & (sdpo_B > 0)[:, None])
+            omega_BT = dense["loss_mask"].bool() & (sdpo_B > 0)[:, None]
+            metrics |= self._divergence_metric(model_output, data, omega_BT)
         elif TEACHER_LOG_PROBS in data:
             raise RuntimeError("the teacher has scored this micro-batch, and the engine returned no divergence to it")
 
@@ -83,7 +94,7 @@ class SrpoLoss:
     ) -> tuple[dict[str, tuple[float, torch.Tensor]], dict[str, Any]]:
         """What l^GRPO is the sum of, by the metric's name: (factor, value of every token); and the other metrics."""
         config = self.actor_config
-        policy_loss_BT, clipping = grpo_token_losses(
+        policy_loss_BT, sums = grpo_token_losses(
             dense["old_log_probs"],
             log_probs_BT,
             dense["advantages"],
@@ -92,7 +103,10 @@ class SrpoLoss:
             rollout_is_weights=dense.get("rollout_is_weights", None),
         )
         terms = {"actor/pg_loss": (1.0, policy_loss_BT)}
-        metrics = Metric.from_dict(clipping, aggregation=AggregationType.MEAN)
+        count = tu.get_non_tensor_data(data, NUM_GRPO_TOKENS, default=0)
+        metrics: dict[str, Any] = {
+            name: _sum_metric(value / count * data["dp_size"]) for name, value in sums.items() if count
+        }
         if model_output.get("entropy") is not None:
             terms["actor/entropy_loss"] = (-config.entropy_coeff, no_padding_2_padding(model_output["entropy"], data))
         if config.use_kl_loss:

@@ -48,5 +48,8 @@ WANT_SUPPORT = "srpo_want_support"
 SCORE = "srpo_score"
 """bool: a micro-batch of teacher sequences, to be scored rather than trained on."""
 
+NUM_GRPO_TOKENS = "srpo_num_grpo_tokens"
+"""int: tokens of rows with a GRPO share in the optimizer mini-batch that no rejection took out, over all ranks."""
+
 NUM_SDPO_TOKENS = "srpo_num_sdpo_tokens"
 """int: |Omega|, valid tokens of distilled rows in the optimizer mini-batch, over all ranks."""

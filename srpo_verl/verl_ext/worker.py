@@ -21,13 +21,22 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from srpo_verl.config.schema import SrpoConfig, parse
 from srpo_verl.functional import entropy_weights
 from srpo_verl.installation import STUDENT_TYPE
+from srpo_verl.verl_ext.checkpoint import check_ranks
 from srpo_verl.verl_ext.engine import SrpoEngineConfig
 from srpo_verl.verl_ext.loss import SrpoLoss
 from srpo_verl.verl_ext.nested import like, rows_to_tokens
-from srpo_verl.verl_ext.schema import DISTILL, NUM_SDPO_TOKENS, SDPO_ROW, TEACHER_ENTROPY, WEIGHTS
+from srpo_verl.verl_ext.schema import (
+    DISTILL,
+    GRPO_SHARE,
+    NUM_GRPO_TOKENS,
+    NUM_SDPO_TOKENS,
+    SDPO_ROW,
+    TEACHER_ENTROPY,
+    WEIGHTS,
+)
 from srpo_verl.verl_ext.teacher_adapters import AdapterWeights
 from srpo_verl.verl_ext.teacher_pass import score_rows
-from srpo_verl.verl_ext.teacher_weights import TeacherWeights, build_teacher, reshard
+from srpo_verl.verl_ext.teacher_weights import TeacherWeights, build_teacher, reshard, teacher_folder
 
 TEACHER_TIME = "srpo/teacher_seconds"
 """Travels with the worker's metrics; the trainer logs it as timing_s/srpo_teacher."""
@@ -45,6 +54,7 @@ class SrpoTrainingWorker(TrainingWorker):
     def train_batch(self, data: TensorDict) -> TensorDict:
         """One optimizer mini-batch: weights first, because they and the denominator are properties of all of it."""
         statistics: dict[str, float] = {}
+        self._count_grpo_tokens(data)
         if TEACHER_ENTROPY in data:
             statistics = self._add_weights(data)
         output = super().train_batch(data)
@@ -52,10 +62,17 @@ class SrpoTrainingWorker(TrainingWorker):
             tu.assign_non_tensor(output, metrics={**tu.get(output, "metrics"), **statistics})
         return output
 
+    def _count_grpo_tokens(self, data: TensorDict) -> None:
+        mask = data["response_mask"]
+        count = (mask.values().bool() & rows_to_tokens(data[GRPO_SHARE] > 0, mask)).sum().to(get_device_id())
+        dist.all_reduce(count, group=self.engine.get_data_parallel_group())
+        tu.assign_non_tensor(data, **{NUM_GRPO_TOKENS: int(count)})
+
     def _add_weights(self, data: TensorDict) -> dict[str, float]:
         """Add WEIGHTS and |Omega| to the mini-batch; return the statistics over Omega, equal on all ranks."""
         group = self.engine.get_data_parallel_group()
-        mask = data["response_mask"]
+        # Before any rejection, as the denominator n is.
+        mask = data["loss_mask"]
         in_omega = mask.values().bool() & rows_to_tokens(data[SDPO_ROW], mask)
         entropy, in_omega = data[TEACHER_ENTROPY].values().to(get_device_id()), in_omega.to(get_device_id())
         weights = entropy_weights(entropy, in_omega, beta=self.srpo.weighting.beta, process_group=group)
@@ -156,6 +173,8 @@ class SrpoWorker(ActorRolloutRefWorker):
     def load_checkpoint(
         self, local_path: str, hdfs_path: str | None = None, del_local_after_load: bool = False
     ) -> None:
+        for folder in (local_path, teacher_folder(local_path)):
+            check_ranks(folder, dist.get_world_size())
         # The teacher first: where it does not fit, its message says more than a list of missing keys.
         if self.teacher_weights:
             self.teacher_weights.load(local_path)

@@ -8,7 +8,8 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf, open_dict
 
 from srpo_verl import installation
-from srpo_verl.config.check import ConfigCheck, check_run
+from srpo_verl.algos.routings import ROUTINGS
+from srpo_verl.config.check import ONLY_DISTILLED, ConfigCheck, check_run
 from srpo_verl.config.schema import parse
 from srpo_verl.errors import ConfigError
 from tests.config import NAMES, compose
@@ -41,6 +42,32 @@ def refusal(config, key, value):
     assert (error.key, error.value) == (key, value)
     assert str(error).startswith(f"{key}={value!r}: ")
     return error
+
+
+@pytest.mark.parametrize("name", ["srpo", "grpo"])
+@pytest.mark.parametrize(("is_level", "rs_level"), [("token", None), (None, "token_k1"), ("token", "token_k1")])
+def test_rollout_correction_needs_the_rollout_engine_s_log_probs(change, name, is_level, rs_level):
+    correction = "algorithm.rollout_correction"
+    levels = {f"{correction}.rollout_is": is_level, f"{correction}.rollout_rs": rs_level}
+    check_run(change(name, **levels))
+    key = f"{ROLLOUT}.calculate_log_probs"
+    error = refusal(change(name, **levels, **{key: False}), key, False)
+    for setting, level in levels.items():
+        assert (f"{setting}=null" in error.remedy) is (level is not None)
+    check_run(change(name, **dict.fromkeys(levels), **{key: False}))
+
+
+@pytest.mark.parametrize("key", [f"{ACTOR}.use_kl_loss", "algorithm.use_kl_in_reward"])
+def test_a_kl_needs_rows_with_the_policy_loss(change, key):
+    for routing in ("sample", "advantage_mix", "handover"):
+        check_run(change(**{"srpo.routing": routing, key: True}))
+    check_run(change("grpo", **{key: True}))
+    for routing in ("all", "correct_only", "failed_only"):
+        assert f"srpo.routing={routing}" in refusal(change(**{"srpo.routing": routing, key: True}), key, True).remedy
+
+
+def test_the_routings_without_a_policy_loss_are_all_of_them():
+    assert {name for name, rule in ROUTINGS.items() if rule.grpo == "0"} == set(ONLY_DISTILLED)
 
 
 HOOKS = [

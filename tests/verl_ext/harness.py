@@ -20,6 +20,7 @@ import torch.multiprocessing as mp
 from srpo_verl import cpu
 
 STEPS = 2
+VERL_METRICS = ("grad_norm", "kl_loss", "actor/ppo_kl", "actor/pg_clipfrac", "actor/pg_clipfrac_lower")
 TEMPERATURE = 0.9
 TOP_K = 20
 LEARNING_RATE = 1e-2
@@ -48,6 +49,8 @@ class Case:
     mini_batch_size: int = 8
     # Save after the first step, and go on with a new worker that loads it.
     resume: bool = False
+    # (row, position) of response tokens that rollout correction has rejected.
+    rejected: list[tuple[int, int]] = field(default_factory=list)
     # (row, position) -> another id for this response token.
     tokens: dict[tuple[int, int], int] = field(default_factory=dict)
 
@@ -150,12 +153,18 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
     def column(name: str) -> torch.Tensor:
         return jagged([every[name][row] for row in rows])
 
+    # veRL takes rejected tokens out of one mask and not of the other.
+    kept = jagged([every["response_mask"][row].clone() for row in rows])
+    for row, position in case.rejected:
+        if row in rows:
+            kept[rows.index(row)][position] = 0
+
     def fresh_batch(**flags: Any) -> TensorDict:
         input_ids = [torch.cat([every["prompts"][row], every["responses"][row]]) for row in rows]
         columns = {
             "prompts": column("prompts"),
             "responses": column("responses"),
-            "response_mask": column("response_mask"),
+            "response_mask": kept,
             "loss_mask": column("response_mask"),
             "input_ids": jagged(input_ids),
             "position_ids": jagged([torch.arange(len(ids)) for ids in input_ids]),
@@ -219,7 +228,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             {
                 key: float(torch.tensor(value, dtype=torch.float64).mean())
                 for key, value in result.items()
-                if key.startswith("srpo/") or key in ("grad_norm", "kl_loss")
+                if key.startswith("srpo/") or key in VERL_METRICS
             }
         )
 

@@ -6,6 +6,7 @@ and writes the formulas out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def run(
     adapter: dict[str, torch.Tensor] | None = None,
     adapter_scale: float = 1.0,
     kl_coef: float | None = None,
+    rejected: Sequence[tuple[int, int]] = (),
 ) -> dict[str, Any]:
     """Returns metrics per step, final student and teacher weights. Defaults are the paper's (Table 3).
 
@@ -41,6 +43,8 @@ def run(
 
     With `adapter`, weights A and B by peft's names, only they are trained and averaged, and they are what is returned;
     `merged` is then the student with scale * B A added to its weights.
+
+    A token (row, position) in `rejected` has importance weight 0; it counts in every mean.
 
     With `kl_coef`, Schulman's third estimator of KL(student || initial model) on the rows of the policy loss.
     """
@@ -91,25 +95,32 @@ def run(
             omega = sum(int(batch["response_mask"][row].sum()) for row in distilled)
             mean_weight = sum(w.sum() for w in raw_weights.values()) / max(1, omega)
 
+            clipping: list[torch.Tensor] = []  # per GRPO token: clipped, clipped from below, minus the log-ratio
             grpo_sum = kl_sum = sdpo_sum = divergence_sum = torch.zeros((), dtype=torch.float64)
             for row in rows:
                 mask = batch["response_mask"][row]
                 log_p, sampled = sampled_log_probs(row)
                 old_log_p, old = before[row][0], before[row][1] + batch["log_ratio_noise"][row].double()
-                correction = batch["rollout_is_weights"][row].double()
+                kept = torch.tensor([(row, position) not in rejected for position in range(len(mask))])
+                correction = batch["rollout_is_weights"][row].double() * kept
                 ratio = torch.exp(sampled - old)
                 if grpo[row] > 0:
                     advantage = advantages[row]
                     token = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
                     if advantage < 0:
                         token = torch.minimum(token, torch.full_like(token, -3.0 * advantage))
+                    bound = torch.where(ratio < 0.8, 0.8, torch.where(ratio > 1.28, 1.28, ratio)).detach()
+                    binds, caps = -advantage * bound > -advantage * ratio, (advantage < 0) & (ratio.clamp(min=0.8) > 3)
+                    clipping.append(torch.stack([binds, caps, old - sampled]).T.detach()[mask.bool() & kept])
                     kl = torch.zeros_like(token)
                     if kl_coef is not None:
                         base = response_log_probs(reference, batch["prompts"][row], batch["responses"][row]).detach()
                         gap = base[torch.arange(len(mask)), batch["responses"][row]] - sampled
                         kl = gap.exp() - gap - 1
-                    grpo_sum = grpo_sum + grpo[row] * ((token * correction + (kl_coef or 0.0) * kl) * mask).sum()
-                    kl_sum = kl_sum + grpo[row] * (kl.detach() * mask).sum()
+                    grpo_sum = (
+                        grpo_sum + grpo[row] * ((token * correction + (kl_coef or 0.0) * kl * kept) * mask).sum()
+                    )
+                    kl_sum = kl_sum + grpo[row] * (kl.detach() * kept * mask).sum()
                 if sdpo[row] > 0:
                     support = None if top_k is None else old_log_p.topk(top_k, dim=-1).indices
                     divergence = _jensen_shannon(log_p, teacher_log_probs[row], support)
@@ -129,6 +140,9 @@ def run(
                 "srpo/loss": (grpo_loss + sdpo_loss).item(),
                 "grad_norm": grad_norm.item(),
             }
+            if sum(map(len, clipping)):
+                names = ("actor/pg_clipfrac", "actor/pg_clipfrac_lower", "actor/ppo_kl")
+                entry |= dict(zip(names, torch.cat(clipping).mean(dim=0).tolist(), strict=True))
             if kl_coef is not None:
                 entry["kl_loss"] = (kl_sum / num_tokens).item()
             if omega:

@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.metric import AggregationType
 from verl.workers.utils.losses import ppo_loss
 
 from srpo_verl.config.schema import parse
@@ -39,6 +40,7 @@ def micro_batch(grpo_B, sdpo_B, *, num_tokens=40, dp_size=2, reference=False):
         "responses": jagged([torch.arange(length) for length in RESPONSES]),
         "input_ids": jagged(inputs),
         "response_mask": jagged(masks),
+        "loss_mask": jagged(masks),
         "old_log_probs": per_token(0.4, -2.0),
         "advantages": per_token(),
         "rollout_is_weights": per_token(0.1, 1.0),
@@ -49,7 +51,10 @@ def micro_batch(grpo_B, sdpo_B, *, num_tokens=40, dp_size=2, reference=False):
     }
     if reference:
         columns["ref_log_prob"] = per_token(0.4, -2.0)
+    # Of two ranks with as many tokens as this one.
+    counted = dp_size * sum(int(mask.sum()) for mask, g in zip(masks, grpo_B, strict=True) if g > 0)
     flags = {"dp_size": dp_size, "batch_num_tokens": num_tokens, "global_batch_size": 8, schema.NUM_SDPO_TOKENS: 9}
+    flags[schema.NUM_GRPO_TOKENS] = counted
     return tu.get_tensordict(columns, non_tensor_dict=flags)
 
 
@@ -96,9 +101,11 @@ def test_the_grpo_summand_is_veRLs_own_to_the_last_bit(config, grpo_B):
     theirs, their_metrics = by_verl(loss, output, batch)
     assert torch.equal(ours, theirs)
     assert torch.equal(gradients(ours, output)[0], gradients(theirs, output)[0])
+    assert metrics["actor/pg_loss"].values == their_metrics["actor/pg_loss"].values
     for name, metric in their_metrics.items():
-        assert metrics[name].values == metric.values, name
-        assert metrics[name].aggregation == metric.aggregation, name
+        # Here the micro-batch is this rank's whole mini-batch, so that sums over sums are veRL's means.
+        assert metrics[name].values == pytest.approx(metric.values, rel=1e-6), name
+        assert metrics[name].aggregation == AggregationType.SUM, name
 
 
 def test_kl_and_entropy_are_veRLs_on_the_grpo_rows(config):

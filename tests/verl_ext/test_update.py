@@ -58,6 +58,10 @@ TWO_RANKS = [
 # Tool outputs, seen and never distilled: one in the middle of a distilled row, one at the end of another.
 MASKED = {"another-token-in-the-middle": {(1, 4): 7}, "another-last-token": {(7, 4): 7}}
 MASKED_SPANS = [Case(name, [*EMA, *FSDP2], tokens=tokens) for name, tokens in MASKED.items()]
+# Of both branches; all that is left of row 3 (distilled), and single tokens of others.
+REJECTED = [(0, 1), (0, 2), (1, 0), (1, 7), (3, 0), (5, 2), (7, 3)]
+REJECTION = [Case("rejection-1", [*EMA, *FSDP2, *fixed(1)], rejected=REJECTED)]
+REJECTION_TWO_RANKS = [Case("2-rejection", [*EMA, *FSDP1], SDPO_ON_RANK_0, rejected=REJECTED)]
 ONE_RANK_BF16 = [Case("bf16-fsdp2-packed-dynamic", [*EMA, *FSDP2, *BF16])]
 TWO_RANKS_BF16 = [Case("2-bf16-fsdp1-packed-dynamic", [*EMA, *FSDP1, *BF16])]
 SETTINGS = [
@@ -109,8 +113,12 @@ def model(tmp_path_factory):
 def results(model, tmp_path_factory):
     """Every case, computed once: one group of processes per world size."""
     out = tmp_path_factory.mktemp("results")
-    one = harness.run_cases([*ONE_RANK, *ONE_RANK_BF16, *SETTINGS, *MASKED_SPANS, *FRACTIONAL_ONE_RANK], 1, model, out)
-    return one | harness.run_cases([*TWO_RANKS, *TWO_RANKS_BF16, *FRACTIONAL_TWO_RANKS], 2, model, out)
+    one = harness.run_cases(
+        [*ONE_RANK, *ONE_RANK_BF16, *SETTINGS, *MASKED_SPANS, *FRACTIONAL_ONE_RANK, *REJECTION], 1, model, out
+    )
+    return one | harness.run_cases(
+        [*TWO_RANKS, *TWO_RANKS_BF16, *FRACTIONAL_TWO_RANKS, *REJECTION_TWO_RANKS], 2, model, out
+    )
 
 
 #          row: 0  1  2  3  4  5  6  7; groups AAAABBCC
@@ -302,6 +310,24 @@ def test_every_setting_means_what_the_equations_say(results, model, name, settin
 def test_every_routing_is_compared_with_the_oracle(results):
     compared = {case.overrides[index] for case in SETTINGS for index in range(len(case.overrides))}
     assert {f"srpo.routing={name}" for name in ROUTINGS} - compared == {"srpo.routing=sample"}
+
+
+@pytest.mark.parametrize("name", ["rejection-1", "2-rejection"])
+def test_a_rejected_token_counts_in_the_denominators_and_adds_nothing(results, expected, model, name):
+    wanted = oracle(model, rejected=REJECTED)
+    assert_same(results[name], wanted, tolerance=1e-5)
+    # It is the denominator of every token, and the weights are those of all distilled tokens.
+    assert abs(wanted["metrics"][0]["srpo/loss"] - expected["metrics"][0]["srpo/loss"]) > 1e-3
+    for key in ("srpo/weight_std", "srpo/student_teacher_divergence", "srpo/teacher_entropy_mean"):
+        assert wanted["metrics"][0][key] == expected["metrics"][0][key]
+
+
+def test_clip_metrics_are_of_the_tokens_of_the_policy_loss_and_absent_without_any(results, expected):
+    names = ["actor/pg_clipfrac", "actor/pg_clipfrac_lower", "actor/ppo_kl"]
+    assert all(abs(expected["metrics"][0][name]) > 1e-3 for name in names if name != "actor/pg_clipfrac_lower")
+    for name in ("routing-all", "routing-correct-only", "routing-failed-only"):
+        for metrics in results[name]["metrics"]:
+            assert not set(names) & set(metrics)
 
 
 def test_settings_change_the_loss(results):
