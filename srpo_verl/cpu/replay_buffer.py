@@ -1,7 +1,9 @@
-"""A replay buffer for small models: polls often, and orders a batch the same way every time."""
+"""A replay buffer for small models: waits instead of polling, and orders a batch the same way every time."""
 
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+from srpo_verl.cpu import in_flight
 
 POLL_INTERVAL_S = 0.05
 
@@ -15,8 +17,9 @@ def _trajectory_order(key: str) -> tuple[int, int]:
 class FastReplayBuffer(ReplayBuffer):
     """veRL's synchronous buffer with two differences; set it by `trainer.v1.sampler.custom_sampler`.
 
-    * It asks for new trajectories every 50 ms. The built-in one hard-codes two seconds (`sampler_kwargs.poll_interval`
-      has no effect), which is most of a step of a tiny model.
+    * It waits for the batches that `SeededAgentLoopManager` handed out, and asks for what else is missing every 50 ms.
+      The built-in one asks every two seconds, hard-coded (`sampler_kwargs.poll_interval` has no effect): most of a
+      step of a tiny model.
     * Prompts come in the order of the data loader and trajectories in the order of their sessions. The built-in one
       takes them in the order of a set of random uids and of arrival, so that a resumed run would cut its mini-batches
       differently.
@@ -30,6 +33,11 @@ class FastReplayBuffer(ReplayBuffer):
                 "trainer.v1.sampler.custom_sampler for asynchronous modes"
             )
         super().__init__(trainer_mode=trainer_mode, poll_interval=POLL_INTERVAL_S, **kwargs)
+
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
+        """veRL's, which finds everything there when it first looks; an agent-loop worker that failed raises here."""
+        in_flight.wait()
+        return super().sample(global_steps, partition_id, batch_size)
 
     def _select_prompt_uids(
         self, partition_id: str, sampleable_keys: set[str], batch_size: int

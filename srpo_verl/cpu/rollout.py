@@ -95,6 +95,18 @@ class _Waiting:
     result: asyncio.Future
 
 
+def _token_output(
+    completion: sampler.Completion, sampling_params: dict[str, Any], global_steps: int | None
+) -> TokenOutput:
+    """A completion in veRL's words."""
+    return TokenOutput(
+        token_ids=completion.token_ids,
+        log_probs=completion.log_probs if sampling_params.get("logprobs") else None,
+        stop_reason="completed",
+        extra_fields={"global_steps": global_steps, "finish_reason": completion.finish_reason},
+    )
+
+
 class HFServer:
     """Ray actor that holds the rollout model.
 
@@ -149,6 +161,12 @@ class HFServer:
         if self._failure is not None:
             raise RuntimeError("the rollout server failed before") from self._failure
 
+    def _raise_unready(self) -> None:
+        """Fail calls for tokens that cannot be sampled."""
+        self._raise_failure()
+        if not self._ready:
+            raise RuntimeError("the rollout model has no weights yet: rollout.load_format=dummy and no weight sync")
+
     async def _run(self, function: Any, *args: Any) -> Any:
         """Run `function` in the model's thread; remember its failure."""
         self._raise_failure()
@@ -190,24 +208,41 @@ class HFServer:
         video_data: list[Any] | None = None,
     ) -> TokenOutput:
         """Continue one prompt; the signature is that of veRL's rollout servers for text."""
-        self._raise_failure()
         if image_data or video_data:
             raise ValueError("the rollout named hf takes text only")
-        if not self._ready:
-            raise RuntimeError("the rollout model has no weights yet: rollout.load_format=dummy and no weight sync")
+        self._raise_unready()
         request = self._request(normalize_token_ids(prompt_ids), sampling_params)
         if self._decoder is None:
             self._decoder = asyncio.create_task(self._decode_waves())
         result: asyncio.Future = asyncio.get_running_loop().create_future()
         global_steps = self.global_steps
         self._queue.put_nowait(_Waiting(request, result))
-        completion: sampler.Completion = await result
-        return TokenOutput(
-            token_ids=completion.token_ids,
-            log_probs=completion.log_probs if sampling_params.get("logprobs") else None,
-            stop_reason="completed",
-            extra_fields={"global_steps": global_steps, "finish_reason": completion.finish_reason},
-        )
+        return _token_output(await result, sampling_params, global_steps)
+
+    async def generate_batch(
+        self, prompts: list[list[int]], sampling_params: list[dict[str, Any]]
+    ) -> list[TokenOutput | Exception]:
+        """Continue many prompts; the answer to a request that cannot be served is its error.
+
+        Waves are cut in the order given, so that the same call computes the same bits.
+        """
+        self._raise_unready()
+        answers: list[TokenOutput | Exception] = []
+        requests: dict[int, sampler.Request] = {}
+        for row, (prompt_ids, params) in enumerate(zip(prompts, sampling_params, strict=True)):
+            try:
+                requests[row] = self._request(normalize_token_ids(prompt_ids), params)
+            except ValueError as error:
+                answers.append(error)
+            else:
+                answers.append(TokenOutput(token_ids=[]))
+        global_steps, rows = self.global_steps, list(requests)
+        for first in range(0, len(rows), self.config.max_num_seqs):
+            wave = rows[first : first + self.config.max_num_seqs]
+            completions = await self._run(self._decode, [requests[row] for row in wave])
+            for row, completion in zip(wave, completions, strict=True):
+                answers[row] = _token_output(completion, sampling_params[row], global_steps)
+        return answers
 
     async def _next_wave(self) -> list[_Waiting]:
         """Wait for requests, then for a pause in their arrival."""

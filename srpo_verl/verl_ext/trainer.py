@@ -31,6 +31,8 @@ from srpo_verl.verl_ext.worker import TEACHER_TIME, SrpoWorker
 
 WORKER_PREFIX = "actor/srpo/"
 """veRL puts "actor/" before every metric of the update."""
+MULTI_MODAL_INPUTS = "multi_modal_inputs"
+"""veRL's only field for its workers that is not a tensor: what a processor made of a row's images."""
 
 
 @register_trainer(TRAINER_MODE)
@@ -153,9 +155,12 @@ class SrpoTrainer(PPOTrainerSync):
         """The pass that runs anyway also returns the student's top-k tokens of the distilled rows."""
         wants_support = self._distill and self.srpo.distillation.top_k is not None
         batch.extra_info[WANT_SUPPORT] = wants_support
-        batch = super()._compute_old_log_prob(batch, metrics)
+        batch = super()._compute_old_log_prob(self._for_workers(batch), metrics)
         batch.extra_info.pop(WANT_SUPPORT, None)
         return batch
+
+    def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        return super()._compute_ref_log_prob(self._for_workers(batch), metrics)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """veRL's, then the constant advantages that the routing gives single rows in place of the group's."""
@@ -173,11 +178,26 @@ class SrpoTrainer(PPOTrainerSync):
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         batch.extra_info[DISTILL] = self._distill
-        batch = super()._update_actor(batch, metrics)
+        batch = super()._update_actor(self._for_workers(batch), metrics)
         for key in [key for key in metrics if key.startswith(WORKER_PREFIX)]:
             metrics[key.removeprefix("actor/")] = metrics.pop(key)
         if TEACHER_TIME in metrics:
             self.timing_raw["srpo_teacher"] = metrics.pop(TEACHER_TIME)
+        return batch
+
+    def _for_workers(self, batch: KVBatchMeta) -> KVBatchMeta:
+        """Spare the workers the fields that are not tensors (conversations, ground truths, metrics of the rollout).
+
+        They read none of them but a processor's inputs. Fetching such a field, and cutting it into mini- and
+        micro-batches row by row, costs more than a small model's forward.
+        """
+        if batch.fields is None:
+            return batch
+        schema = tq.get_client().kv_retrieve_meta(batch.keys[:1], batch.partition_id).field_schema
+        unread = {name for name, field in schema.items() if field["dtype"] is None}
+        if self.processor is not None:
+            unread.discard(MULTI_MODAL_INPUTS)
+        batch.fields = [name for name in batch.fields if name not in unread]
         return batch
 
     # --- training time and budgets -----------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The replay buffer: same batches as veRL's, in a reproducible order, sooner."""
 
 import inspect
+import time
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -8,6 +10,7 @@ from verl.trainer.ppo.v1 import replay_buffer as verl_replay_buffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.import_utils import load_extern_object
 
+from srpo_verl.cpu import in_flight
 from srpo_verl.cpu.replay_buffer import POLL_INTERVAL_S, FastReplayBuffer
 
 # What PPOTrainer._build_replay_buffer passes to a custom sampler.
@@ -55,13 +58,37 @@ def test_waits_for_enough_groups_and_orders_them(monkeypatch):
     queue = FakeQueue([running, done])
     monkeypatch.setattr(verl_replay_buffer, "tq", queue)
     waits = []
-    monkeypatch.setattr(verl_replay_buffer.time, "sleep", waits.append)
+    # Not time.sleep itself: threads that other tests have started sleep too.
+    monkeypatch.setattr(verl_replay_buffer, "time", SimpleNamespace(time=time.time, sleep=waits.append))
     batch, metrics = FastReplayBuffer(trainer_mode="sync", **KWARGS).sample(1, "train", 3)
     assert waits == [POLL_INTERVAL_S]
     assert batch.keys == ["old_0_0", "zz_2_0", "zz_2_1", "zz_10_0", "aa_1_0"]
     assert [tag["n"] for tag in batch.tags] == [5, 4, 3, 2, 6]
     assert sorted(queue.cleared) == ["aa", "old", "zz"]
     assert metrics == {}
+
+
+def test_what_was_handed_out_is_waited_for(monkeypatch):
+    """Not one look into TransferQueue before all is there; an error of a worker ends the run instead of waiting."""
+    order = []
+    queue = FakeQueue([{"aa": prompt("finished"), "aa_0_0": {}}])
+    kv_list = queue.kv_list
+    monkeypatch.setattr(queue, "kv_list", lambda: order.append("look") or kv_list())
+    monkeypatch.setattr(verl_replay_buffer, "tq", queue)
+    monkeypatch.setattr(in_flight.ray, "get", lambda batches: order.append(batches))
+    in_flight.add(["first", "second"])
+    buffer = FastReplayBuffer(trainer_mode="sync", **KWARGS)
+    buffer.sample(1, "train", 1)
+    assert order == [["first", "second"], "look"]
+
+    def fail(batches):
+        raise RuntimeError("the worker died")
+
+    in_flight.add(["third"])
+    monkeypatch.setattr(in_flight.ray, "get", fail)
+    with pytest.raises(RuntimeError, match="the worker died"):
+        buffer.sample(1, "train", 1)
+    assert in_flight._batches == []
 
 
 def test_asynchronous_modes_are_refused():

@@ -66,6 +66,29 @@ def test_requests_are_decoded_in_waves(server, monkeypatch):
     assert all(output.stop_reason == "completed" for output in outputs)
 
 
+def test_a_batch_is_decoded_in_its_own_order_and_answers_each_request(server, monkeypatch):
+    fill(server, 4)
+    waves = []
+    decode = server._decode
+    monkeypatch.setattr(server, "_decode", lambda requests: waves.append(requests) or decode(requests))
+    prompts = [[5, 6, index] for index in range(5)]
+    prompts.insert(2, [5] * 999)
+    params = [{"logprobs": True, "seed": index} for index in range(6)]
+    params[4] = {"seed": 4}
+    answers = asyncio.run(server.generate_batch(prompts, params))
+    assert [[request.prompt_ids[-1] for request in wave] for wave in waves] == [[0, 1, 2], [3, 4]]
+    assert isinstance(answers[2], ValueError)
+    assert "999 tokens" in str(answers[2])
+    assert answers[4].log_probs is None
+    for row in (0, 1, 3, 5):
+        (alone,) = ask(server, (prompts[row], {"seed": row}))
+        assert answers[row].token_ids == alone.token_ids
+        assert answers[row].log_probs == pytest.approx(alone.log_probs, abs=1e-5)
+        assert answers[row].extra_fields == alone.extra_fields
+        assert answers[row].stop_reason == alone.stop_reason
+    assert asyncio.run(server.generate_batch([], [])) == []
+
+
 def test_samples_depend_on_seed_step_prompt_and_identity_only(server, config):
     request = ([5, 6, 7], {"seed": 1})
     fill(server, 4)
