@@ -97,7 +97,8 @@ def choose(
     scaled_BV = logits_BV / temperature_B1
     log_probs_BV = scaled_BV.log_softmax(-1)
     for row, param in enumerate(params):
-        scaled_BV[row] = keep_top(scaled_BV[row], param.top_k, param.top_p)
+        if param.top_k > 0 or param.top_p < 1:
+            scaled_BV[row] = keep_top(scaled_BV[row], param.top_k, param.top_p)
     cumulative_BV = scaled_BV.double().softmax(-1).cumsum(-1)
     targets_B1 = torch.tensor(uniforms, dtype=torch.float64).unsqueeze(1) * cumulative_BV[:, -1:]
     # Strictly greater: a token of probability zero has the same cumulative value as the one before it.

@@ -229,7 +229,7 @@ def assert_same_requests_for_scores(ours, reference):
     for session, data in ours.rewards.seen.items():
         expected = reference.rewards.seen[session]
         assert set(data.batch.keys()) == set(expected.batch.keys())
-        assert all(torch.equal(data.batch[name], expected.batch[name]) for name in data.batch)
+        assert all(torch.equal(data.batch[name], expected.batch[name]) for name in list(data.batch.keys()))
         assert data.non_tensor_batch.keys() == expected.non_tensor_batch.keys()
         for name, column in data.non_tensor_batch.items():
             assert column.dtype == expected.non_tensor_batch[name].dtype, name

@@ -50,6 +50,54 @@ def test_a_request_samples_the_same_in_any_batch(model):
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
 
 
+def sampled_plainly(model, request, eos):
+    """One request, one token at a time: a forward over the whole sequence, sorted lists, a running sum."""
+    generator = torch.Generator().manual_seed(request.seed)
+    numbers = torch.rand(request.params.max_tokens, generator=generator, dtype=torch.float64).tolist()
+    ids, params = list(request.prompt_ids), request.params
+    for number in numbers:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1].double()
+        probs = (logits / (params.temperature or 1.0)).softmax(-1).tolist()
+        ranked = sorted(range(len(probs)), key=lambda token: -probs[token])
+        if params.temperature == 0:
+            ranked = ranked[:1]
+        if params.top_k > 0:
+            ranked = ranked[: params.top_k]
+        total, kept = sum(probs[token] for token in ranked), []
+        for token in ranked:
+            if sum(probs[other] for other in kept) < params.top_p * total:
+                kept.append(token)
+        target, passed = number * sum(probs[token] for token in kept), 0.0
+        for token in sorted(kept):
+            passed += probs[token]
+            if passed > target:
+                break
+        ids.append(token)
+        if token in eos:
+            break
+    return ids[len(request.prompt_ids) :]
+
+
+def test_a_mixed_batch_samples_what_plain_sampling_does(model):
+    variants = [
+        {},
+        {"temperature": 0.0},
+        {"temperature": 0.6},
+        {"top_p": 0.8},
+        {"top_k": 5},
+        {"temperature": 1.4, "top_k": 20, "top_p": 0.9},
+    ]
+    requests = [
+        request(PROMPTS[row % len(PROMPTS)], row, max_tokens=3 + row % 12, **variants[row % len(variants)])
+        for row in range(48)
+    ]
+    eos = frozenset({11, 57})
+    completions = generate(model, requests, eos)
+    assert [c.token_ids for c in completions] == [sampled_plainly(model, one, eos) for one in requests]
+    assert {c.finish_reason for c in completions} == {sampler.STOP, sampler.LENGTH}
+
+
 def test_seed_decides_and_nothing_else(model):
     first, again, other = generate(model, [request([5, 6], 1), request([5, 6], 1), request([5, 6], 2)])
     assert first.token_ids == again.token_ids
