@@ -39,6 +39,11 @@ class FastReplayBuffer(ReplayBuffer):
         in_flight.wait()
         return super().sample(global_steps, partition_id, batch_size)
 
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        """Prompts that replace failed ones are handed out while a batch is being sampled."""
+        in_flight.wait()
+        return super()._wait_for_next_poll(partition_id, last_debug_time)
+
     def _select_prompt_uids(
         self, partition_id: str, sampleable_keys: set[str], batch_size: int
     ) -> tuple[list[str], dict[str, dict], dict[str, int]]:

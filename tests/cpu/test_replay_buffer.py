@@ -91,6 +91,35 @@ def test_what_was_handed_out_is_waited_for(monkeypatch):
     assert in_flight._batches == []
 
 
+def test_prompts_that_replace_failed_ones_are_waited_for_too(monkeypatch):
+    running = {"aa": prompt("finished"), "aa_0_0": {}, "bb": prompt("running")}
+    queue = FakeQueue([running, {**running, "bb": prompt("finished"), "bb_0_0": {}}])
+    monkeypatch.setattr(verl_replay_buffer, "tq", queue)
+    monkeypatch.setattr(verl_replay_buffer, "time", SimpleNamespace(time=time.time, sleep=lambda seconds: None))
+    waits = []
+    monkeypatch.setattr(in_flight.ray, "get", waits.append)
+    buffer = FastReplayBuffer(trainer_mode="sync", **KWARGS)
+    in_flight.add(["batch"])
+    monkeypatch.setattr(buffer, "_evict_terminal_groups", evicts := Evicts(buffer._evict_terminal_groups))
+    batch, _ = buffer.sample(1, "train", 2)
+    assert batch.keys == ["aa_0_0", "bb_0_0"]
+    assert waits[:2] == [["batch"], ["replacement"]]
+    assert evicts.calls == 2
+
+
+class Evicts:
+    """Hands out a replacement when it is first called, as the sampling loop does for failed groups."""
+
+    def __init__(self, original):
+        self.original, self.calls = original, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        if self.calls == 1:
+            in_flight.add(["replacement"])
+        return self.original(*args)
+
+
 def test_asynchronous_modes_are_refused():
     with pytest.raises(ValueError, match="colocate_async"):
         FastReplayBuffer(trainer_mode="colocate_async", **KWARGS)
