@@ -13,9 +13,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from recipes.quickstart.demo import HELD_OUT, METHODS, ROOT, training_command
+from recipes.quickstart import task
+from recipes.quickstart.demo import HELD_OUT, METHODS, ROOT, sizes
 from recipes.quickstart.make_data import make_data
 from recipes.runner import train
+from recipes.small_model import training_command
 
 PHASES = {
     "gen": "rollouts and rewards",
@@ -63,14 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make_data(data)
     (run / "metrics.jsonl").unlink(missing_ok=True)
     command = training_command(
-        method=args.method,
+        args.method,
+        sizes=sizes(args.method),
+        distils=args.method != "grpo",
         model=model,
-        data=data,
+        train=data / "train.parquet",
+        validation=[data / "test.parquet"],
+        reward=Path(task.__file__),
         run=run,
         steps=args.steps,
         seed=0,
-        ranks=args.ranks,
         extra=[
+            "trainer.project_name=quickstart",
+            f"trainer.n_gpus_per_node={args.ranks}",
             "trainer.val_before_train=false",
             "trainer.test_freq=-1",
             "trainer.save_freq=-1",
