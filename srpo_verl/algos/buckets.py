@@ -72,14 +72,18 @@ def teacher_buckets(
     return torch.cat([log_probs_CK, log_tail_C[:, None]], dim=-1).clamp_(min=LOG_ZERO), log_mass_C
 
 
-def check_teacher_mass(log_mass_N: torch.Tensor, has_tail: bool) -> None:
-    """Raise ValueError naming the first row whose teacher probabilities cannot be a part of a distribution."""
+def not_a_part(log_mass_N: torch.Tensor, has_tail: bool) -> torch.Tensor:
+    """Where the teacher's probabilities cannot be a part of a distribution: bool (N,)."""
     is_part_N = log_mass_N <= math.log(MAX_TEACHER_MASS)  # False for NaN
     if not has_tail:
         is_part_N &= log_mass_N > -math.inf  # nothing to renormalise
-    if not bool(is_part_N.all()):
-        row = int((~is_part_N).nonzero()[0])
-        raise ValueError(
-            f"teacher_log_probs_NK must hold log-probabilities: those of row {row} sum to a probability of "
-            f"{math.exp(float(log_mass_N[row]))}"
-        )
+    return ~is_part_N
+
+
+def raise_on_teacher_mass(name: str, log_mass_N: torch.Tensor, has_tail: bool) -> None:
+    """ValueError naming the first such row, of which there is one."""
+    row = int(not_a_part(log_mass_N, has_tail).nonzero()[0])
+    raise ValueError(
+        f"{name} must hold log-probabilities: those of row {row} sum to a probability of "
+        f"{math.exp(float(log_mass_N[row]))}"
+    )

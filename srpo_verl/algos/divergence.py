@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from srpo_verl.algos.chunks import check_logits, check_support
-from srpo_verl.algos.token_losses import token_losses
+from srpo_verl.algos.token_losses import Names, Options, losses_of
 
 
 def distillation_loss(
@@ -47,7 +46,7 @@ def distillation_loss(
         alpha: in [0, 1], see above.
         tail: whether the tail bucket is there.
         temperature: the student's logits are divided by it. `teacher_log_probs_NK` has its own already.
-        chunk_size: tokens cast up at a time; None: what suits the device, see `chunks`.
+        chunk_size: tokens cast up at a time; None: what suits the device, see `passes`.
 
     Returns:
         Loss in nats, shape (N,), fp32 (float64 for float64 logits).
@@ -58,15 +57,13 @@ def distillation_loss(
             `tail` only the support is read); teacher log-probabilities with NaN or with a sum of probabilities above
             1.05 (names the first row).
     """
-    check_logits("student_logits", student_logits_NV)
-    check_support(support_NK, *student_logits_NV.shape)
-    return token_losses(
+    return losses_of(
         student_logits_NV,
         None,
-        support_SK=support_NK,
-        teacher_log_probs_SK=teacher_log_probs_NK,
-        alpha=alpha,
-        tail=tail,
-        temperature=temperature,
-        chunk_size=chunk_size,
+        None,
+        None,
+        support_NK,
+        teacher_log_probs_NK,
+        Options(alpha, tail, temperature, chunk_size=chunk_size),
+        Names("student_logits_NV", "support_NK", "teacher_log_probs_NK"),
     ).divergence_N

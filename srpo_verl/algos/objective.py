@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from srpo_verl.algos.chunks import accumulation_dtype
+from srpo_verl.algos.rows import accumulation_dtype
 
 
 def srpo_objective(

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import torch
 
-from srpo_verl.algos.chunks import (
+from srpo_verl.algos.checks import (
+    Findings,
     check_logits,
     check_positions,
-    check_support,
+    check_support_shape,
     check_temperature_and_chunk,
-    entries,
-    pick,
+    in_range,
     raise_on_bad_row,
-    rows_per_chunk,
-    scratch,
-    sweep,
-    token_chunks,
 )
+from srpo_verl.algos.passes import passes_for
+from srpo_verl.algos.rows import cut, entries
 
 # The blocks of `_topk`: the maxima cost V / BLOCK_SIZE candidates, the chosen blocks K * BLOCK_SIZE.
 BLOCK_SIZE = 16
-# Tokens whose candidates are in memory at once.
-TOPK_ROWS = 64
 
 
 @torch.no_grad()
 def topk_support(
-    student_logits_MV: torch.Tensor, k: int | None, *, positions_N: torch.Tensor | None = None
+    student_logits_NV: torch.Tensor, k: int | None, *, positions_N: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Ids of the student's k most likely tokens: the support of the divergence, equation (3), appendix B.5.
 
     Args:
-        student_logits_MV: logits, any floating dtype.
-        positions_N: rows of the logits that predict the N tokens; None: all rows, M = N.
+        student_logits_NV: logits, any floating dtype; with positions, of M rows.
+        positions_N: rows of the logits that predict the N tokens, best on the host; None: all rows.
         k: K; None: the full vocabulary, in id order, as an expanded view that takes no memory.
 
     Returns:
@@ -41,20 +37,29 @@ def topk_support(
     Raises:
         ValueError: k < 1 or k > V; a row that holds NaN or +inf, or nothing but -inf (names the first).
     """
-    check_logits("student_logits", student_logits_MV)
-    num_tokens, vocab_size = check_positions(positions_N, student_logits_MV), student_logits_MV.shape[1]
-    if k is None:
-        largest_M = student_logits_MV.amax(dim=-1)
-        raise_on_bad_row("student_logits", largest_M[pick(positions_N, slice(0, num_tokens))])
-        return torch.arange(vocab_size, device=student_logits_MV.device).expand(num_tokens, vocab_size)
-    if not 1 <= k <= vocab_size:
+    check_logits("student_logits_NV", student_logits_NV)
+    rows_N, vocab_size = check_positions(positions_N, student_logits_NV), student_logits_NV.shape[1]
+    device = student_logits_NV.device
+    if k is not None and not 1 <= k <= vocab_size:
         raise ValueError(f"k must be between 1 and V={vocab_size} (None: full vocabulary), got {k}")
-    ids_NK = torch.empty(num_tokens, k, dtype=torch.int64, device=student_logits_MV.device)
-    largest_N = torch.empty(num_tokens, dtype=student_logits_MV.dtype, device=student_logits_MV.device)
-    for tokens in token_chunks(num_tokens, TOPK_ROWS):
-        largest_N[tokens], ids_NK[tokens] = _topk(student_logits_MV[pick(positions_N, tokens)], k)
-    raise_on_bad_row("student_logits", largest_N)  # topk ranks NaN above every number
+    if k is None:
+        ids_NK = torch.arange(vocab_size, device=device).expand(len(rows_N), vocab_size)
+    else:
+        ids_NK = torch.empty(len(rows_N), k, dtype=torch.int64, device=device)
+    largest_N = torch.empty(len(rows_N), dtype=student_logits_NV.dtype, device=device)
+    for tokens, rows in cut(rows_N, passes_for(device, False).topk_rows, device):
+        if k is None:
+            torch.amax(student_logits_NV[rows], dim=-1, out=largest_N[tokens])
+        else:
+            largest_N[tokens], ids_NK[tokens] = _topk(student_logits_NV[rows], k)
+    _raise_unless_finite("student_logits_NV", largest_N)  # topk ranks NaN above every number
     return ids_NK
+
+
+def _raise_unless_finite(name: str, reduced_N: torch.Tensor) -> None:
+    findings = Findings()
+    findings.add(~torch.isfinite(reduced_N), lambda: raise_on_bad_row(name, reduced_N))
+    findings.settle()
 
 
 def _topk(logits_CV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,12 +83,13 @@ def _topk(logits_CV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def score_teacher(
-    teacher_logits_MV: torch.Tensor,
+    teacher_logits_NV: torch.Tensor,
     support_NK: torch.Tensor,
     *,
     positions_N: torch.Tensor | None = None,
     temperature: float = 1.0,
     chunk_size: int | None = None,
+    compile_kernels: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The teacher's log-probabilities on the support, and its entropy over the full vocabulary.
 
@@ -94,11 +100,12 @@ def score_teacher(
     is a token of probability 0: its log-probability is -inf and it adds nothing to H.
 
     Args:
-        teacher_logits_MV: logits, any floating dtype; no gradient flows into them.
+        teacher_logits_NV: logits, any floating dtype, with positions of M rows; no gradient flows into them.
         support_NK: integer ids in [0, V), one row per token.
-        positions_N: rows of the logits that predict the N tokens; None: all rows, M = N.
+        positions_N: rows of the logits that predict the N tokens, best on the host; None: all rows.
         temperature: the logits are divided by it.
-        chunk_size: tokens cast up at a time; None: what suits the device, see `chunks`.
+        chunk_size: tokens cast up at a time; None: what suits the device, see `passes`.
+        compile_kernels: let `torch.compile` make one kernel of every pass over a chunk; same results.
 
     Returns:
         (log_probs_NK, entropy_N), both in nats, both fp32 (float64 for float64 logits).
@@ -107,15 +114,21 @@ def score_teacher(
         ValueError: wrong shapes, ids outside [0, V), a temperature or chunk size that is not positive; a row that
             holds NaN or +inf, or nothing but -inf (names the first).
     """
-    check_logits("teacher_logits", teacher_logits_MV)
-    num_tokens, vocab_size = check_positions(positions_N, teacher_logits_MV), teacher_logits_MV.shape[1]
-    check_support(support_NK, num_tokens, vocab_size)
+    check_logits("teacher_logits_NV", teacher_logits_NV)
+    rows_N, vocab_size = check_positions(positions_N, teacher_logits_NV), teacher_logits_NV.shape[1]
+    device, findings = teacher_logits_NV.device, Findings()
+    check_support_shape("support_NK", support_NK, len(rows_N), vocab_size)
     check_temperature_and_chunk(temperature, chunk_size)
-    chunk_rows = rows_per_chunk(num_tokens, vocab_size, teacher_logits_MV.device, chunk_size)
-    rows = pick(positions_N, slice(0, num_tokens))
-    rooms = scratch(teacher_logits_MV, min(chunk_rows, num_tokens))
-    max_N, log_norm_N, entropy_N = sweep(teacher_logits_MV, rows, rooms, temperature, with_entropy=True)
-    assert entropy_N is not None  # it was asked for
-    raise_on_bad_row("teacher_logits", max_N)
-    log_probs_NK = entries(teacher_logits_MV, rows, support_NK.long()).sub_(max_N[:, None])
-    return log_probs_NK.div_(temperature).sub_(log_norm_N[:, None]), entropy_N
+    support_NK = in_range("support_NK", support_NK, vocab_size, findings)
+    passes = passes_for(device, compile_kernels)
+    chunk_rows = passes.chunk_rows(len(rows_N), vocab_size, chunk_size)
+    raw, rooms = passes.raw(teacher_logits_NV, len(rows_N)), passes.rooms(teacher_logits_NV, chunk_rows)
+    for tokens, rows in cut(rows_N, chunk_rows, device):
+        passes.sweep(teacher_logits_NV, rows, rooms, temperature, True, None, raw.of(tokens))
+    index_N = rows_N.to(device, non_blocking=True)
+    sums = passes.finish(raw, teacher_logits_NV, index_N, temperature, with_entropy=True)
+    findings.add(~torch.isfinite(sums.shift_N1), lambda: raise_on_bad_row("teacher_logits_NV", sums.shift_N))
+    findings.settle()
+    assert sums.entropy_N1 is not None  # it was asked for
+    log_probs_NK = entries(teacher_logits_NV, index_N, support_NK).sub_(sums.shift_N1)
+    return log_probs_NK.div_(temperature).sub_(sums.log_norm_N1), sums.entropy_N1[:, 0]

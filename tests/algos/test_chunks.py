@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from srpo_verl.algos import chunks
+from srpo_verl.algos import passes as chunks
 from srpo_verl.functional import score_teacher, token_losses
 
 V = 700

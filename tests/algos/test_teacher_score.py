@@ -50,11 +50,13 @@ def test_narrow_inputs_give_fp32_of_the_same_logits(dtype):
     torch.testing.assert_close(entropy.double(), exact_entropy, atol=4e-6, rtol=0)
 
 
-def test_entropy_is_over_the_full_vocabulary_not_the_support():
+def test_entropy_is_over_the_full_vocabulary_not_the_support(device_passes):
     logits = torch.zeros(2, 1000)
     _, entropy = score_teacher(logits, topk_support(logits, 5))
-    # ln 1000, in nats; a support of 5 plus a tail bucket would give 0.06. fp32 resolution at 7.
-    torch.testing.assert_close(entropy, torch.full((2,), math.log(1000)), atol=1e-6, rtol=0)
+    # ln 1000, in nats; a support of 5 plus a tail bucket would give 0.06. fp32 resolution at 7; an accelerator's
+    # probabilities are rounded before they are summed, here all of them in the same direction (6e-8 of 7 nats each).
+    tolerance = 2e-6 if device_passes == "accelerator" else 1e-6
+    torch.testing.assert_close(entropy, torch.full((2,), math.log(1000)), atol=tolerance, rtol=0)
 
 
 def test_large_logits_and_a_certain_teacher():
