@@ -2,70 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from srpo_verl.algos.buckets import (
-    LOG_ZERO,
-    bucket_divergence,
-    bucket_slope,
-    not_a_part,
-    raise_on_teacher_mass,
-    student_buckets,
-    teacher_buckets,
-)
+from srpo_verl.algos.accelerator_passes import NARROW, AcceleratorPasses
+from srpo_verl.algos.buckets import bucket_divergence, not_a_part, raise_on_teacher_mass
 from srpo_verl.algos.checks import Findings, raise_on_bad_row
-from srpo_verl.algos.passes import NARROW, AcceleratorPasses, Passes, Rooms, Sums
+from srpo_verl.algos.distilled_block import block_entropy, distilled_block
+from srpo_verl.algos.fused_gradient import (
+    Upstream,
+    busy_places,
+    gradient_of_one,
+    put,
+    write_distilled,
+    write_share,
+    write_zeros,
+)
+from srpo_verl.algos.passes import Rooms, Sums
 from srpo_verl.algos.rows import accumulation_dtype, cut, entries
-from srpo_verl.algos.work import Work
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What forward and backward have to agree about."""
-
-    work: Work
-    passes: Passes
-    findings: Findings
-    """What is wrong with the ids; the logits' and the teacher's are added."""
-    names: tuple[str, str]
-    """Of the parameters with the logits and the teacher's log-probabilities, for errors."""
-    alpha: float
-    has_tail: bool
-    needs_rest: bool
-    """Whether the tokens off the support are visited: for the tail, or for the normaliser of the log-probabilities."""
-    temperature: float
-    with_entropy: bool
-    chunk_rows: int
-    """Tokens whose logits are worked on together."""
-    block_rows: int
-    """Tokens whose supports are worked on together."""
-    inplace_backward: bool
-
-    def rooms(self, logits_MV: torch.Tensor) -> Rooms:
-        """Scratch memory of a chunk."""
-        work = self.work
-        return self.passes.rooms(logits_MV, min(self.chunk_rows, max(work.num_plain, work.num_distilled)))
-
-
-class Distilled(NamedTuple):
-    """A block of distilled tokens: log-probabilities of its buckets, and what leads to them."""
-
-    ids_CK: torch.Tensor
-    logits_CK: torch.Tensor
-    """Of the support, shifted and scaled."""
-    shift_C: torch.Tensor
-    log_p_CJ: torch.Tensor
-    log_q_CJ: torch.Tensor
-    log_mass_C: torch.Tensor
-    lse_C: torch.Tensor
-    """Over the vocabulary, relative to the shift and after the temperature."""
-    log_rest_C: torch.Tensor | None
-    """Log-probability of the tokens off the support; None: they were not visited."""
+from srpo_verl.algos.work import Plan
 
 
 class FusedLosses(torch.autograd.Function):
@@ -124,7 +81,7 @@ class FusedLosses(torch.autograd.Function):
             if plan.needs_rest:
                 rest = _sweep(logits_MV, work.rows_W[block], rows_W[block], rooms, plan, plan.with_entropy, ids_CK)
                 shift_W1[block], log_norm_W1[block] = rest.shift_N1, rest.log_norm_N1
-            part = _distilled(logits_MV, rows_W[block], ids_CK, teacher_SK[picked], rest, plan)
+            part = distilled_block(logits_MV, rows_W[block], ids_CK, teacher_SK[picked], rest, plan)
             # Mathematically >= 0 already; rounding can leave a -1e-8.
             divergence_W[block] = bucket_divergence(part.log_p_CJ, part.log_q_CJ, plan.alpha).clamp_(min=0.0)
             finite_W[block] = part.lse_C
@@ -133,7 +90,7 @@ class FusedLosses(torch.autograd.Function):
                 label_C = entries(logits_MV, rows_W[block], labels_W[block, None])[:, 0]
                 log_probs_W[block] = (label_C - part.shift_C) / plan.temperature - part.lse_C
             if plan.with_entropy:
-                entropy_W[block] = _entropy(part, rest)
+                entropy_W[block] = block_entropy(part, rest)
         is_wrong_S = not_a_part(log_mass_S, plan.has_tail)
         plan.findings.add(~torch.isfinite(finite_W), lambda: raise_on_bad_row(plan.names[0], work.to_tokens(finite_W)))
         plan.findings.add(is_wrong_S, lambda: raise_on_teacher_mass(plan.names[1], log_mass_S, plan.has_tail))
@@ -161,8 +118,8 @@ class FusedLosses(torch.autograd.Function):
         h_W = plan.work.to_places(grad_entropy_N / plan.temperature) if plan.with_entropy else None
 
         grad_MV = logits_MV if plan.inplace_backward else torch.empty_like(logits_MV)
-        keep_W = _busy(plan.work, f_W, g_W, h_W)
-        _write_zeros(grad_MV, plan.work, keep_W)
+        keep_W = busy_places(plan.work, f_W, g_W, h_W)
+        write_zeros(grad_MV, plan.work, keep_W)
         if len(keep_W) < len(f_W):
             first = int((keep_W < plan.work.num_plain).sum())
             index = plan.work.on_device(keep_W)
@@ -190,36 +147,18 @@ class FusedLosses(torch.autograd.Function):
         if plan.work.num_plain > 0:
             here = slice(0, plan.work.num_plain)
             up = at(here)
-            _write_share(logits_MV, grad_MV, here, rooms, plan, sums, -up.g_C, up.entropy)
+            write_share(logits_MV, grad_MV, here, rooms, plan, sums, -up.g_C, up.entropy)
             if up.labels_C is not None and up.log_probs_C is not None:
-                label_C1 = (up.g_C + _plain_gradient(up, up.log_probs_C))[:, None]
-                _put(grad_MV, rows_W[here], up.labels_C[:, None], label_C1)
+                label_C1 = (up.g_C + gradient_of_one(up, up.log_probs_C))[:, None]
+                put(grad_MV, rows_W[here], up.labels_C[:, None], label_C1)
         for block in plan.work.blocks(plan.block_rows):
             assert support_SK is not None  # nothing is distilled without
             assert teacher_SK is not None
             picked = slice(block.start - plan.work.num_plain, block.stop - plan.work.num_plain)
             rest = sums.pick(block) if plan.needs_rest else None
-            part = _distilled(logits_MV, rows_W[block], support_SK[picked], teacher_SK[picked], rest, plan)
-            _write_distilled(logits_MV, grad_MV, block, rows_W[block], rooms, plan, sums, part, at(block))
+            part = distilled_block(logits_MV, rows_W[block], support_SK[picked], teacher_SK[picked], rest, plan)
+            write_distilled(logits_MV, grad_MV, block, rows_W[block], rooms, plan, sums, part, at(block))
         return grad_MV, None, None, None, None
-
-
-class Upstream(NamedTuple):
-    """Gradients that reach a block's log-probabilities, divergences and entropies, and what they are of."""
-
-    g_C: torch.Tensor
-    f_C: torch.Tensor
-    h_C: torch.Tensor | None
-    entropy_C: torch.Tensor | None
-    labels_C: torch.Tensor | None
-    log_probs_C: torch.Tensor | None
-
-    @property
-    def entropy(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        return None if self.h_C is None or self.entropy_C is None else (self.h_C, self.entropy_C)
-
-
-# --- forward ---------------------------------------------------------------------------------------------------------
 
 
 def _results(logits_MV: torch.Tensor, plan: Plan, labels_W: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
@@ -290,147 +229,3 @@ def _plain_sums(
 
     plan.findings.add(~torch.isfinite(log_probs_P1), look_again)
     return Sums(shift_P1, log_norm_P1, None), log_probs_P1[:, 0]
-
-
-def _distilled(
-    logits_MV: torch.Tensor,
-    rows_C: torch.Tensor,
-    ids_CK: torch.Tensor,
-    teacher_CK: torch.Tensor,
-    rest: Sums | None,
-    plan: Plan,
-) -> Distilled:
-    """The buckets of a block."""
-    logits_CK = entries(logits_MV, rows_C, ids_CK)
-    shift_C = logits_CK.amax(dim=-1)
-    shift_C = shift_C.masked_fill(~torch.isfinite(shift_C), 0.0)
-    logits_CK = logits_CK.sub_(shift_C[:, None]).div_(plan.temperature)
-    rest_lse_C = None
-    if rest is not None:
-        # The logsumexp off the support; infinite where the maximum is (empty, +inf).
-        lse_C = (rest.shift_N - shift_C) / plan.temperature + rest.log_norm_N
-        rest_lse_C = torch.where(torch.isinf(rest.shift_N), rest.shift_N, lse_C)
-    log_p_CJ, lse_C = student_buckets(logits_CK, rest_lse_C if plan.has_tail else None)
-    log_q_CJ, log_mass_C = teacher_buckets(teacher_CK, log_p_CJ, plan.has_tail)
-    if rest_lse_C is not None and not plan.has_tail:
-        lse_C = torch.logaddexp(lse_C, rest_lse_C)
-    log_rest_C = None if rest_lse_C is None else rest_lse_C - lse_C
-    return Distilled(ids_CK, logits_CK, shift_C, log_p_CJ, log_q_CJ, log_mass_C, lse_C, log_rest_C)
-
-
-def _entropy(part: Distilled, rest: Sums | None) -> torch.Tensor:
-    """Chain rule of the entropy: the support's tokens and the rest as one bucket, then within the rest."""
-    entropy_C = -_p_log_p(part.logits_CK - part.lse_C[:, None]).sum(dim=-1)
-    if rest is not None and rest.entropy_N1 is not None and part.log_rest_C is not None:
-        entropy_C += part.log_rest_C.exp() * rest.entropy_N1[:, 0] - _p_log_p(part.log_rest_C)
-    return entropy_C
-
-
-def _p_log_p(log_p: torch.Tensor) -> torch.Tensor:
-    """p log p, 0 where p is 0."""
-    return log_p.exp() * log_p.clamp(min=LOG_ZERO)
-
-
-# --- backward --------------------------------------------------------------------------------------------------------
-
-
-def _busy(work: Work, f_W: torch.Tensor, g_W: torch.Tensor | None, h_W: torch.Tensor | None) -> torch.Tensor:
-    """The places that a gradient reaches, on the host: the synchronisation of the backward pass."""
-    busy_W = f_W != 0
-    busy_W[: work.num_plain] = False
-    for grad_W in (g_W, h_W):
-        if grad_W is not None:
-            busy_W |= grad_W != 0
-    return busy_W.cpu().nonzero().flatten()
-
-
-def _write_zeros(grad_MV: torch.Tensor, work: Work, keep_W: torch.Tensor) -> None:
-    """Zeros for the rows that no gradient reaches."""
-    if len(keep_W) == len(grad_MV):
-        return
-    is_idle_M = torch.ones(len(grad_MV), dtype=torch.bool)
-    is_idle_M[work.rows_W[keep_W]] = False
-    for _, rows in cut(is_idle_M.nonzero().flatten(), len(grad_MV), grad_MV.device):
-        if isinstance(rows, slice):
-            grad_MV[rows].zero_()
-        else:
-            grad_MV.index_fill_(0, rows, 0.0)
-
-
-def _plain_gradient(up: Upstream, log_p_C: torch.Tensor) -> torch.Tensor:
-    """-p (g + h (log p + H)) of one token per row."""
-    p_C = log_p_C.exp()
-    if up.h_C is None or up.entropy_C is None:
-        return -p_C * up.g_C
-    return -p_C * (up.g_C + up.h_C * (log_p_C.clamp(min=LOG_ZERO) + up.entropy_C))
-
-
-def _write_share(
-    logits_MV: torch.Tensor,
-    grad_MV: torch.Tensor,
-    block: slice,
-    rooms: Rooms,
-    plan: Plan,
-    sums: Sums,
-    coefficient_C: torch.Tensor,
-    entropy: tuple[torch.Tensor, torch.Tensor] | None,
-) -> None:
-    """The part of the gradient that is a multiple of the sweep's softmax, for a block of places."""
-    slope = plan.passes.slope(sums.pick(block), coefficient_C, entropy, plan.temperature, logits_MV.dtype)
-    for where, rows in plan.work.pieces(block, plan.chunk_rows):
-        plan.passes.write_gradient(logits_MV, grad_MV, rows, rooms, plan.temperature, slope.of(where))
-
-
-def _write_distilled(
-    logits_MV: torch.Tensor,
-    grad_MV: torch.Tensor,
-    block: slice,
-    rows_C: torch.Tensor,
-    rooms: Rooms,
-    plan: Plan,
-    sums: Sums,
-    part: Distilled,
-    up: Upstream,
-) -> None:
-    """The gradient of a block of distilled tokens."""
-    slope_CJ = bucket_slope(part.log_p_CJ, part.log_q_CJ, plan.alpha)
-    bucket_CJ = slope_CJ - part.log_p_CJ.exp() * slope_CJ.sum(dim=-1, keepdim=True)
-    bucket_CJ *= up.f_C[:, None]
-    log_p_CK = part.logits_CK - part.lse_C[:, None]
-    per_token = Upstream(*(None if values is None else values[:, None] for values in up))  # type: ignore[arg-type]
-    values_CK = bucket_CJ[:, : part.ids_CK.shape[1]] + _plain_gradient(per_token, log_p_CK)
-    tail_C = bucket_CJ[:, -1] if plan.has_tail else None
-
-    if part.log_rest_C is None:
-        for _, rows in plan.work.pieces(block, len(grad_MV)):
-            if isinstance(rows, slice):
-                grad_MV[rows].zero_()
-            else:
-                grad_MV.index_fill_(0, rows, 0.0)
-    else:
-        rest_C = part.log_rest_C.exp()
-        coefficient_C = -up.g_C * rest_C + (0.0 if tail_C is None else tail_C)
-        entropy = None
-        if up.h_C is not None and up.entropy_C is not None:
-            # log p = log share + log p_rest
-            entropy = (up.h_C * rest_C, up.entropy_C + part.log_rest_C.clamp(min=LOG_ZERO))
-        _write_share(logits_MV, grad_MV, block, rooms, plan, sums, coefficient_C, entropy)
-    ids_CJ = part.ids_CK
-    if up.labels_C is not None and up.log_probs_C is not None:
-        is_label_CK = part.ids_CK == up.labels_C[:, None]
-        values_CK = values_CK + up.g_C[:, None] * is_label_CK
-        off_C = up.g_C + _plain_gradient(up, up.log_probs_C)
-        if tail_C is not None and part.log_rest_C is not None:
-            share_C = torch.where(up.log_probs_C == -math.inf, 0.0, (up.log_probs_C - part.log_rest_C).exp())
-            off_C = off_C + tail_C * share_C
-        on_C = (values_CK * is_label_CK).sum(dim=-1)
-        label_C = torch.where(is_label_CK.any(dim=-1), on_C, off_C)
-        # A label of the support is there twice, with the same value.
-        ids_CJ = torch.cat([part.ids_CK, up.labels_C[:, None]], dim=-1)
-        values_CK = torch.cat([values_CK, label_C[:, None]], dim=-1)
-    _put(grad_MV, rows_C, ids_CJ, values_CK)
-
-
-def _put(grad_MV: torch.Tensor, rows_C: torch.Tensor, ids_CJ: torch.Tensor, values_CJ: torch.Tensor) -> None:
-    """Single entries of the gradient, rounded once."""
-    grad_MV.index_put_((rows_C[:, None], ids_CJ), values_CJ.to(grad_MV.dtype))

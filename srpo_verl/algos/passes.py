@@ -1,26 +1,22 @@
-"""Passes over the logits of a chunk of tokens, and the only place where devices differ.
+"""Passes over the logits of a chunk of tokens, as a CPU wants them; `device` says what the others want instead.
 
-A sweep reduces every row to a shift and a norm with logsumexp(z / T) = shift / T + log_norm, and to an entropy.
-`Passes` is for a CPU, whose caches hold a chunk from pass to pass. `AcceleratorPasses` is for devices that cast in
-registers, have a softmax in one kernel and take longer to launch one than to read a few rows. `CompiledPasses` lets
-`torch.compile` make one kernel of every pass.
+A sweep reduces every row to a shift and a norm with logsumexp(z / T) = shift / T + log_norm, and to an entropy; a
+second pass turns these into the gradient.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from srpo_verl.algos.buckets import LOG_ZERO
-from srpo_verl.algos.rows import Rows, accumulation_dtype, count, entries, load, read
+from srpo_verl.algos.rows import Rows, accumulation_dtype, count, load, read
 
 LN_2 = math.log(2.0)
-NARROW = (torch.bfloat16, torch.float16)
 
 Rooms = tuple[torch.Tensor, torch.Tensor]
 
@@ -197,158 +193,6 @@ class Passes:
             store(grad_MV, rows, grad_CV)
 
 
-class AcceleratorPasses(Passes):
-    """On a GPU or its like: torch's softmax kernel, and casts in the registers of the kernels that read."""
-
-    # 48 MiB in fp32: about what the second-level caches of today's GPUs hold (40 to 60 MB), for the passes of a
-    # softmax over its row; and several times as long as a launch.
-    chunk_elements = 3 * 2**22
-    topk_rows = 512
-    block_elements = 2**22
-
-    def chunk_rows(self, num_tokens: int, vocab_size: int, chunk_size: int | None) -> int:
-        return max(1, self.chunk_elements // vocab_size) if chunk_size is None else chunk_size
-
-    def raw(self, logits_MV: torch.Tensor, num_tokens: int) -> Raw:
-        raw = super().raw(logits_MV, num_tokens)
-        # The place of the largest logit.
-        return raw._replace(reference_N1=torch.zeros(num_tokens, 1, dtype=torch.int64, device=logits_MV.device))
-
-    def sweep(
-        self,
-        logits_MV: torch.Tensor,
-        rows: Rows,
-        rooms: Rooms,
-        temperature: float,
-        with_entropy: bool,
-        without_CK: torch.Tensor | None,
-        out: Raw,
-    ) -> None:
-        room_CV, shares_CV = (room[: count(rows)] for room in rooms)
-        if without_CK is None:
-            logits_CV = read(logits_MV, rows, room_CV, any_dtype=True)
-        else:
-            logits_CV = load(logits_MV, rows, room_CV).scatter_(1, without_CK, -math.inf)
-        torch.argmax(logits_CV, dim=-1, keepdim=True, out=out.reference_N1)
-        if temperature != 1.0:
-            # Shift before scaling: no rounding of large logits enters.
-            torch.sub(logits_CV, logits_CV.gather(1, out.reference_N1), out=room_CV)
-            logits_CV = room_CV.div_(temperature)
-        elif logits_CV.dtype != room_CV.dtype:
-            logits_CV = room_CV.copy_(logits_CV)
-        torch.softmax(logits_CV, -1, out=shares_CV)
-        torch.gather(shares_CV, 1, out.reference_N1, out=out.norm_N1)
-        if with_entropy:
-            torch.sum(torch.special.entr(shares_CV, out=shares_CV), dim=-1, keepdim=True, out=out.mean_N1)
-
-    def finish(
-        self, raw: Raw, logits_MV: torch.Tensor, rows_N: torch.Tensor | None, temperature: float, with_entropy: bool
-    ) -> Sums:
-        shift_N1 = entries(logits_MV, rows_N, raw.reference_N1)
-        # Nothing is left: no NaN or +inf among the logits, yet no softmax.
-        shift_N1 = shift_N1.masked_fill(raw.norm_N1.isnan() & shift_N1.isfinite(), -math.inf)
-        entropy_N1 = raw.mean_N1.masked_fill(shift_N1 == -math.inf, 0.0) if with_entropy else None
-        return Sums(shift_N1, -raw.norm_N1.log(), entropy_N1)
-
-    def label_sums(
-        self, logits_MV: torch.Tensor, rows: Rows, rooms: Rooms, labels_C1: torch.Tensor, out_C1: torch.Tensor
-    ) -> None:
-        """log p(label) at temperature 1, in a pass less than `sweep`: NaN where the row is not finite."""
-        room_CV, log_p_CV = (room[: count(rows)] for room in rooms)
-        torch.log_softmax(load(logits_MV, rows, room_CV), -1, out=log_p_CV)
-        torch.gather(log_p_CV, 1, labels_C1, out=out_C1)
-
-    def slope(
-        self,
-        sums: Sums,
-        coefficient_N: torch.Tensor,
-        entropy: tuple[torch.Tensor, torch.Tensor] | None,
-        temperature: float,
-        dtype: torch.dtype,
-    ) -> Slope:
-        if entropy is not None or dtype not in NARROW:
-            return super().slope(sums, coefficient_N, entropy, temperature, dtype)
-        # The coefficient goes into the exponent, so that the exponential is rounded to the narrow dtype once; its sign
-        # on top of that is exact. The shift is rounded in fp32, far below that dtype's own distances.
-        log_size_N1 = sums.log_norm_N1 - coefficient_N[:, None].abs().log()
-        shift_N1 = sums.shift_N1 + temperature * log_size_N1
-        return Slope(shift_N1.masked_fill(sums.shift_N1 == -math.inf, 0.0), coefficient_N[:, None].sign())
-
-    def write_gradient(
-        self,
-        logits_MV: torch.Tensor,
-        grad_MV: torch.Tensor,
-        rows: Rows,
-        rooms: Rooms,
-        temperature: float,
-        slope: Slope,
-    ) -> None:
-        if slope.h_N1 is not None or logits_MV.dtype not in NARROW or not isinstance(rows, slice):
-            super().write_gradient(logits_MV, grad_MV, rows, rooms, temperature, slope)
-            return
-        room_CV = rooms[0][: count(rows)]
-        torch.sub(logits_MV[rows], slope.shift_N1, out=room_CV)
-        if temperature != 1.0:
-            room_CV.div_(temperature)
-        torch.exp(room_CV, out=grad_MV[rows]).mul_(slope.factor_N1)
-
-
-class CompiledPasses(Passes):
-    """Every pass compiled into one kernel; the first call of a process waits for the compiler."""
-
-    chunk_elements = 2**25
-    topk_rows = AcceleratorPasses.topk_rows
-    block_elements = AcceleratorPasses.block_elements
-
-    def chunk_rows(self, num_tokens: int, vocab_size: int, chunk_size: int | None) -> int:
-        return max(1, self.chunk_elements // vocab_size) if chunk_size is None else chunk_size
-
-    def rooms(self, logits_MV: torch.Tensor, num_rows: int) -> Rooms:
-        return super().rooms(logits_MV, 0)  # kernels need no memory between their steps
-
-    def sweep(
-        self,
-        logits_MV: torch.Tensor,
-        rows: Rows,
-        rooms: Rooms,
-        temperature: float,
-        with_entropy: bool,
-        without_CK: torch.Tensor | None,
-        out: Raw,
-    ) -> None:
-        logits_CV = logits_MV[rows]
-        if without_CK is not None:
-            logits_CV = logits_CV.scatter(1, without_CK, -math.inf)
-        function = _sums_and_entropy if with_entropy else _sums
-        compiled(function)(logits_CV, 1.0 / temperature, *out)
-
-    def finish(
-        self, raw: Raw, logits_MV: torch.Tensor, rows_N: torch.Tensor | None, temperature: float, with_entropy: bool
-    ) -> Sums:
-        entropy_N1 = raw.mean_N1.masked_fill(raw.reference_N1 == -math.inf, 0.0) if with_entropy else None
-        return Sums(raw.reference_N1, raw.norm_N1.log(), entropy_N1)
-
-    def write_gradient(
-        self,
-        logits_MV: torch.Tensor,
-        grad_MV: torch.Tensor,
-        rows: Rows,
-        rooms: Rooms,
-        temperature: float,
-        slope: Slope,
-    ) -> None:
-        parts = [part for part in slope if part is not None]
-        with_entropy = slope.h_N1 is not None
-        logits_CV = logits_MV[rows]
-        if grad_MV is logits_MV or not isinstance(rows, slice):
-            function = _entropy_gradient_in_place if with_entropy else _gradient_in_place
-            compiled(function)(logits_CV, 1.0 / temperature, *parts)
-            if not isinstance(rows, slice):
-                store(grad_MV, rows, logits_CV)
-            return
-        compiled(_entropy_gradient if with_entropy else _gradient)(logits_CV, grad_MV[rows], 1.0 / temperature, *parts)
-
-
 def store(grad_MV: torch.Tensor, rows: Rows, grad_CV: torch.Tensor) -> None:
     """Write a chunk of the gradient to its rows."""
     if isinstance(rows, slice):
@@ -376,61 +220,3 @@ def exponentials(shifted_CV: torch.Tensor, temperature: float, out_CV: torch.Ten
         return LN_2
     torch.exp(shifted_CV if temperature == 1.0 else shifted_CV.div_(temperature), out=out_CV)
     return 1.0
-
-
-# --- compiled: one kernel each ---------------------------------------------------------------------------------------
-
-
-@functools.cache
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """The function as `torch.compile` makes it, for any number of rows."""
-    return torch.compile(function, dynamic=True, fullgraph=True)
-
-
-def _sums(logits_CV, per_temperature, shift_C1, norm_C1, mean_C1):
-    z_CV = logits_CV.to(shift_C1.dtype)
-    top_C1 = z_CV.amax(dim=-1, keepdim=True)
-    norm_C1.copy_(((z_CV - top_C1) * per_temperature).exp().sum(dim=-1, keepdim=True))
-    shift_C1.copy_(top_C1)
-
-
-def _sums_and_entropy(logits_CV, per_temperature, shift_C1, norm_C1, entropy_C1):
-    z_CV = logits_CV.to(shift_C1.dtype)
-    top_C1 = z_CV.amax(dim=-1, keepdim=True)
-    exponents_CV = (z_CV - top_C1) * per_temperature
-    weights_CV = exponents_CV.exp()
-    total_C1 = weights_CV.sum(dim=-1, keepdim=True)
-    mean_C1 = (weights_CV * exponents_CV.clamp(min=LOG_ZERO)).sum(dim=-1, keepdim=True)
-    shift_C1.copy_(top_C1)
-    norm_C1.copy_(total_C1)
-    entropy_C1.copy_(total_C1.log() - mean_C1 / total_C1)
-
-
-def _gradient(logits_CV, out_CV, per_temperature, shift_C1, factor_C1):
-    e_CV = ((logits_CV.to(shift_C1.dtype) - shift_C1) * per_temperature).exp()
-    out_CV.copy_(e_CV * factor_C1)
-
-
-def _entropy_gradient(logits_CV, out_CV, per_temperature, shift_C1, factor_C1, h_C1, offset_C1):
-    exponents_CV = (logits_CV.to(shift_C1.dtype) - shift_C1) * per_temperature
-    out_CV.copy_(exponents_CV.exp() * (factor_C1 + h_C1 * (exponents_CV.clamp(min=LOG_ZERO) + offset_C1)))
-
-
-def _gradient_in_place(logits_CV, *arguments):
-    _gradient(logits_CV, logits_CV, *arguments)
-
-
-def _entropy_gradient_in_place(logits_CV, *arguments):
-    _entropy_gradient(logits_CV, logits_CV, *arguments)
-
-
-# --- which -----------------------------------------------------------------------------------------------------------
-
-CPU, ACCELERATOR, COMPILED = Passes(), AcceleratorPasses(), CompiledPasses()
-
-
-def passes_for(device: torch.device, compile_kernels: bool) -> Passes:
-    """The passes that suit a device."""
-    if compile_kernels:
-        return COMPILED
-    return CPU if device.type == "cpu" else ACCELERATOR

@@ -13,7 +13,7 @@ from srpo_verl.algos.checks import (
     in_range,
     raise_on_bad_row,
 )
-from srpo_verl.algos.passes import passes_for
+from srpo_verl.algos.device import passes_for
 from srpo_verl.algos.rows import cut, entries
 
 # The blocks of `_topk`: the maxima cost V / BLOCK_SIZE candidates, the chosen blocks K * BLOCK_SIZE.

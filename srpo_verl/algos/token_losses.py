@@ -15,9 +15,9 @@ from srpo_verl.algos.checks import (
     distinct,
     in_range,
 )
-from srpo_verl.algos.fused import FusedLosses, Plan
-from srpo_verl.algos.passes import passes_for
-from srpo_verl.algos.work import make_work
+from srpo_verl.algos.device import passes_for
+from srpo_verl.algos.fused import FusedLosses
+from srpo_verl.algos.work import Plan, make_work
 
 
 class TokenLosses(NamedTuple):

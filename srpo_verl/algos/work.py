@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from srpo_verl.algos.checks import Findings
+from srpo_verl.algos.passes import Passes, Rooms
 from srpo_verl.algos.rows import Rows, cut, token_chunks
 
 
@@ -74,3 +76,31 @@ def make_work(
     plain_P, distilled_S = (~is_distilled_N).nonzero().flatten(), is_distilled_N.nonzero().flatten()
     tokens_W = torch.cat([plain_P, distilled_S])
     return Work(tokens_W, rows_N[tokens_W], len(plain_P), device)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What forward and backward have to agree about."""
+
+    work: Work
+    passes: Passes
+    findings: Findings
+    """What is wrong with the ids; the logits' and the teacher's are added."""
+    names: tuple[str, str]
+    """Of the parameters with the logits and the teacher's log-probabilities, for errors."""
+    alpha: float
+    has_tail: bool
+    needs_rest: bool
+    """Whether the tokens off the support are visited: for the tail, or for the normaliser of the log-probabilities."""
+    temperature: float
+    with_entropy: bool
+    chunk_rows: int
+    """Tokens whose logits are worked on together."""
+    block_rows: int
+    """Tokens whose supports are worked on together."""
+    inplace_backward: bool
+
+    def rooms(self, logits_MV: torch.Tensor) -> Rooms:
+        """Scratch memory of a chunk."""
+        work = self.work
+        return self.passes.rooms(logits_MV, min(self.chunk_rows, max(work.num_plain, work.num_distilled)))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from srpo_verl.algos import passes
+from srpo_verl.algos import device
 
 OVER_LOGITS = {"test_token_losses", "test_divergence", "test_teacher_score"}
 """Modules whose tests run with the passes of every device."""
@@ -25,5 +25,5 @@ def device_passes(request, monkeypatch):
     """The functions over logits compute as on that device; the tensors stay on the CPU."""
     name = getattr(request, "param", "cpu")
     if name == "accelerator":
-        monkeypatch.setattr(passes, "CPU", passes.ACCELERATOR)
+        monkeypatch.setattr(device, "CPU", device.ACCELERATOR)
     return name
