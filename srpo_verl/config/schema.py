@@ -25,6 +25,7 @@ class DistillationConfig:
     divergence_alpha: float
     tail: bool
     is_clip: float | None
+    compile_kernels: bool
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from srpo_verl.config.schema import DistillationConfig
 from srpo_verl.functional import score_teacher, token_losses, topk_support
 from srpo_verl.installation import STUDENT_TYPE, TEACHER_TYPE
-from srpo_verl.verl_ext.nested import filler, jagged, rows_to_tokens
+from srpo_verl.verl_ext.nested import filler, jagged, like, rows_of
 from srpo_verl.verl_ext.response_tokens import ResponseTokens
 from srpo_verl.verl_ext.schema import (
     DIVERGENCE,
+    FILLER_LENGTH,
     SCORE,
-    SDPO_ROW,
     SUPPORT,
     TEACHER_ENTROPY,
     TEACHER_LOG_PROBS,
@@ -86,7 +86,7 @@ class SrpoEngine(FSDPEngineWithLMHead):
             return self._scores(logits_MV, tokens, micro_batch)
         model_output = self._token_losses(logits_MV, tokens, micro_batch)
         if tu.get_non_tensor_data(data=micro_batch, key=WANT_SUPPORT, default=False):
-            model_output[SUPPORT] = self._support(logits_MV, tokens, micro_batch)
+            model_output[SUPPORT] = self._support(logits_MV, tokens)
         return model_output
 
     @cached_property
@@ -100,13 +100,11 @@ class SrpoEngine(FSDPEngineWithLMHead):
         """log_probs, entropy where asked for, and DIVERGENCE of a training micro-batch with a teacher."""
         with_entropy = tu.get_non_tensor_data(data=batch, key="calculate_entropy", default=False)
         distilled_N = support_SK = teacher_SK = None
-        if TEACHER_LOG_PROBS in batch and batch[SDPO_ROW].any():
-            rows = batch[SDPO_ROW].nonzero().flatten()
-            mine_S = tokens.of_rows(rows)
-            support_SK = self._support_of(batch, rows, logits_MV.shape[1])[mine_S]
-            teacher = batch[TEACHER_LOG_PROBS].unbind()
-            teacher_SK = torch.cat([teacher[row] for row in rows.tolist()]).view(-1, support_SK.shape[1])[mine_S]
-            distilled_N = tokens.local(rows_to_tokens(batch[SDPO_ROW], batch["responses"]))
+        if TEACHER_LOG_PROBS in batch and tokens.distilled_rows:
+            support_SK = tokens.local_of_distilled(self._support_of(batch, tokens, logits_MV.shape[1]))
+            teacher_SK = self._of_support(batch[TEACHER_LOG_PROBS], tokens, logits_MV.shape[1])
+            teacher_SK = tokens.local_of_distilled(teacher_SK)
+            distilled_N = tokens.local(tokens.is_distilled_N)
         losses = token_losses(
             logits_MV,
             tokens.local(batch["responses"].values()),
@@ -120,6 +118,7 @@ class SrpoEngine(FSDPEngineWithLMHead):
             with_entropy=with_entropy,
             # The output of the projection, which its backward does not read.
             inplace_backward=True,
+            compile_kernels=self.distillation.compile_kernels,
         )
         outputs = {"log_probs": tokens.sequences(losses.log_probs_N)}
         if with_entropy:
@@ -128,38 +127,46 @@ class SrpoEngine(FSDPEngineWithLMHead):
             outputs[DIVERGENCE] = tokens.padded(losses.divergence_N)
         return outputs
 
-    def _support_of(self, batch: TensorDict, rows: torch.Tensor, vocab_size: int) -> torch.Tensor:
-        """The rows' support as int64 (N, K): from the batch, or all ids when the support is the full vocabulary."""
-        if self.distillation.top_k is None:
-            num_tokens = int(batch["responses"].offsets().diff()[rows].sum())
-            return torch.arange(vocab_size, device=rows.device).expand(num_tokens, vocab_size)
-        support = batch[SUPPORT].unbind()
-        return torch.cat([support[row] for row in rows.tolist()]).view(-1, self.distillation.top_k).long()
+    def _support_of(self, batch: TensorDict, tokens: ResponseTokens, vocab_size: int) -> torch.Tensor:
+        """The support of the distilled rows as int64 (N, K): from the batch, or all ids for the full vocabulary."""
+        if self.distillation.top_k is not None:
+            return self._of_support(batch[SUPPORT], tokens, vocab_size).long()
+        num_tokens = sum(tokens.lengths[row] for row in tokens.distilled_rows)
+        return torch.arange(vocab_size, device=tokens.device).expand(num_tokens, vocab_size)
 
-    def _support(self, logits_MV: torch.Tensor, tokens: ResponseTokens, batch: TensorDict) -> torch.Tensor:
+    def _of_support(self, field: torch.Tensor, tokens: ResponseTokens, vocab_size: int) -> torch.Tensor:
+        """A field of width K, of the distilled rows: (N, K). Its other rows hold a filler."""
+        k, distilled = self.distillation.top_k or vocab_size, set(tokens.distilled_rows)
+        lengths = [n * k if row in distilled else FILLER_LENGTH for row, n in enumerate(tokens.lengths)]
+        return rows_of(field, lengths, tokens.distilled_rows).view(-1, k)
+
+    def _support(self, logits_MV: torch.Tensor, tokens: ResponseTokens) -> torch.Tensor:
         """SUPPORT of a forward-only micro-batch."""
-        distilled_N = rows_to_tokens(batch[SDPO_ROW], batch["responses"])
-        positions = tokens.positions_of(distilled_N)
-        ids_NK = tokens.gather(topk_support(logits_MV, self.distillation.top_k, positions_N=positions), distilled_N)
-        fields = [filler(torch.int32, logits_MV.device)] * len(batch[SDPO_ROW])
-        rows = batch[SDPO_ROW].nonzero().flatten()
-        lengths = batch["responses"].offsets().diff()[rows].tolist()
-        for row, ids in zip(rows.tolist(), ids_NK.split(lengths), strict=True):
-            fields[row] = ids.to(torch.int32).flatten()
+        is_distilled_N = tokens.is_distilled_N
+        positions = tokens.positions_of(is_distilled_N)
+        ids_NK = topk_support(logits_MV, self.distillation.top_k, positions_N=positions)
+        ids_NK = tokens.gather(ids_NK, is_distilled_N).to(torch.int32)
+        fields = [filler(torch.int32, logits_MV.device)] * len(tokens.lengths)
+        lengths = [tokens.lengths[row] for row in tokens.distilled_rows]
+        for row, ids in zip(tokens.distilled_rows, ids_NK.split(lengths), strict=True):
+            fields[row] = ids.flatten()
         return jagged(fields)
 
     def _scores(self, logits_MV: torch.Tensor, tokens: ResponseTokens, batch: TensorDict) -> dict[str, torch.Tensor]:
-        """TEACHER_LOG_PROBS and TEACHER_ENTROPY of a micro-batch of teacher sequences."""
-        rows = torch.arange(len(batch["responses"]), device=logits_MV.device)
-        support_NK = tokens.local(self._support_of(batch, rows, logits_MV.shape[1]))
+        """TEACHER_LOG_PROBS and TEACHER_ENTROPY of a micro-batch of teacher sequences, all of distilled rows."""
+        tokens.distilled_rows = list(range(len(tokens.lengths)))
+        support_NK = tokens.local(self._support_of(batch, tokens, logits_MV.shape[1]))
         log_probs_NK, entropy_N = score_teacher(
-            logits_MV, support_NK, positions_N=tokens.positions, temperature=_temperature(batch)
+            logits_MV,
+            support_NK,
+            positions_N=tokens.positions,
+            temperature=_temperature(batch),
+            compile_kernels=self.distillation.compile_kernels,
         )
         log_probs_NK, entropy_N = tokens.gather(log_probs_NK), tokens.gather(entropy_N)
-        lengths = batch["responses"].offsets().diff().tolist()
         return {
-            TEACHER_LOG_PROBS: jagged([row.flatten() for row in log_probs_NK.split(lengths)]),
-            TEACHER_ENTROPY: jagged(list(entropy_N.split(lengths))),
+            TEACHER_LOG_PROBS: jagged([row.flatten() for row in log_probs_NK.split(tokens.lengths)]),
+            TEACHER_ENTROPY: like(entropy_N, tokens.responses, tokens.lengths),
         }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 
 from srpo_verl.verl_ext.schema import FILLER_LENGTH
 
@@ -20,14 +20,12 @@ def filler(dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tens
     return torch.zeros(FILLER_LENGTH, dtype=dtype, device=device)
 
 
-def like(values: torch.Tensor, reference: Any) -> torch.Tensor:
-    """A jagged tensor with the row lengths of `reference` and the given packed values."""
+def like(values: torch.Tensor, reference: Any, lengths: list[int] | None = None) -> torch.Tensor:
+    """A jagged tensor with the row lengths of `reference`, given if the host knows them, and the given packed values."""
     offsets = reference.offsets()
     # Without the lengths, padding such a tensor makes every row as long as all rows together.
-    lengths = offsets.diff()
-    return torch.nested.nested_tensor_from_jagged(
-        values, offsets, min_seqlen=int(lengths.min()), max_seqlen=int(lengths.max())
-    )
+    lengths = offsets.diff().tolist() if lengths is None else lengths
+    return torch.nested.nested_tensor_from_jagged(values, offsets, min_seqlen=min(lengths), max_seqlen=max(lengths))
 
 
 def rows_to_tokens(flag_B: torch.Tensor, reference: Any) -> torch.Tensor:
@@ -35,19 +33,39 @@ def rows_to_tokens(flag_B: torch.Tensor, reference: Any) -> torch.Tensor:
     return flag_B.to(reference.values().device).repeat_interleave(reference.offsets().diff())
 
 
-def response_logit_index(batch: TensorDict, rows: torch.Tensor, row_stride: int | None) -> torch.Tensor:
+def host_lengths(*columns: torch.Tensor) -> list[list[int]]:
+    """Several (B,) tensors of whole numbers as lists, with one look at the device."""
+    return torch.stack([column.to(columns[0].device, torch.int64) for column in columns]).tolist()
+
+
+def response_logit_index(
+    lengths: list[int], responses: list[int], rows: list[int], row_stride: int | None
+) -> torch.Tensor:
     """Positions, in the flattened logits, that predict the response tokens of the given rows, row after row.
 
-    The logit that predicts response token t of a row stands at prompt_len + t - 1 of that row's sequence.
+    The logit that predicts response token t of a row stands at prompt_len + t - 1 of that row's sequence. int64, on
+    the host.
 
     Args:
-        batch: with jagged `input_ids` (prompt + response) and `responses`.
-        rows: int64 indices of rows.
+        lengths: tokens of every row, prompt and response.
+        responses: response tokens of every row.
+        rows: the rows wanted.
         row_stride: None for packed logits (rows follow each other without padding), else the padded length.
     """
-    offsets = batch["input_ids"].offsets()
-    lengths, responses = offsets.diff(), batch["responses"].offsets().diff()
-    starts = offsets[:-1] if row_stride is None else torch.arange(len(lengths), device=offsets.device) * row_stride
-    first = starts + lengths - responses - 1
-    spans = [torch.arange(int(responses[row]), device=offsets.device) + first[row] for row in rows.tolist()]
-    return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64, device=offsets.device)
+    starts = (
+        [0, *itertools.accumulate(lengths)]
+        if row_stride is None
+        else [row * row_stride for row in range(len(lengths))]
+    )
+    ends = [starts[row] + lengths[row] - 1 for row in rows]
+    spans = [torch.arange(end - responses[row], end) for row, end in zip(rows, ends, strict=True)]
+    return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
+
+
+def rows_of(field: Any, lengths: list[int], rows: list[int]) -> torch.Tensor:
+    """The packed values of some rows of a jagged field whose lengths are known."""
+    values = field.values()
+    if sum(lengths) != len(values):
+        raise ValueError(f"a field of {len(values)} values was expected to have {sum(lengths)}")
+    parts = values.split(lengths)
+    return torch.cat([parts[row] for row in rows]) if rows else values[:0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from srpo_verl.verl_ext.nested import filler, jagged, like, response_logit_index, rows_to_tokens
+from srpo_verl.verl_ext.nested import filler, host_lengths, jagged, like, response_logit_index, rows_to_tokens
 
 PROMPTS, RESPONSES = [3, 1, 5, 2], [2, 4, 1, 6]
 ROWS = [[0, 1, 2, 3], [2], [3, 0], [1, 1], []]
@@ -21,12 +21,17 @@ def batch(prompts=PROMPTS, responses=RESPONSES):
     return TensorDict(data, batch_size=len(prompts)), sequences
 
 
+def index_of(data, rows, stride):
+    lengths, responses = host_lengths(data["input_ids"].offsets().diff(), data["responses"].offsets().diff())
+    return response_logit_index(lengths, responses, rows.tolist(), stride)
+
+
 @pytest.mark.parametrize("rows", ROWS)
 def test_packed_logits(rows):
     """The logit at the position before a response token predicts it."""
     data, sequences = batch()
     packed = [token for sequence in sequences for token in sequence]
-    index = response_logit_index(data, torch.tensor(rows, dtype=torch.int64), None)
+    index = index_of(data, torch.tensor(rows, dtype=torch.int64), None)
     expected = [packed.index(token) - 1 for row in rows for token in sequences[row][PROMPTS[row] :]]
     assert index.tolist() == expected
     assert index.dtype == torch.int64
@@ -37,7 +42,7 @@ def test_packed_logits(rows):
 def test_padded_logits(rows, stride):
     data, sequences = batch()
     padded = [token for sequence in sequences for token in sequence + [0] * (stride - len(sequence))]
-    index = response_logit_index(data, torch.tensor(rows, dtype=torch.int64), stride)
+    index = index_of(data, torch.tensor(rows, dtype=torch.int64), stride)
     expected = [padded.index(token) - 1 for row in rows for token in sequences[row][PROMPTS[row] :]]
     assert index.tolist() == expected
 
@@ -47,9 +52,7 @@ def test_the_index_picks_the_same_logits_packed_and_padded():
     rows, stride = torch.tensor([3, 1]), 10
     packed = torch.cat([torch.tensor(sequence) for sequence in sequences])
     padded = torch.stack([torch.tensor(s + [0] * (stride - len(s))) for s in sequences]).flatten()
-    assert torch.equal(
-        packed[response_logit_index(data, rows, None)], padded[response_logit_index(data, rows, stride)]
-    )
+    assert torch.equal(packed[index_of(data, rows, None)], padded[index_of(data, rows, stride)])
 
 
 def test_random_lengths_against_a_loop():
@@ -66,7 +69,7 @@ def test_random_lengths_against_a_loop():
                 before = sum(prompts[:row]) + sum(responses[:row]) if stride is None else row * stride
                 for t in range(responses[row]):
                     expected.append(before + prompts[row] + t - 1)
-            assert response_logit_index(data, rows, stride).tolist() == expected
+            assert index_of(data, rows, stride).tolist() == expected
 
 
 def test_like_has_the_row_lengths_of_the_reference_and_the_values_given():
