@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
 from scripts.bench.meter import Count, Meter
-from srpo_verl.config.schema import DistillationConfig
+from srpo_verl.config.schema import DistillationConfig, KernelsConfig
 from srpo_verl.verl_ext.engine import TOKENS, SrpoEngine
 from srpo_verl.verl_ext.response_tokens import ResponseTokens
 from srpo_verl.verl_ext.schema import (
@@ -73,13 +73,12 @@ class Case:
 class EngineCalls:
     """The engine's calls over one micro-batch. Its logits exist beforehand and do not count as memory."""
 
-    def __init__(self, case: Case, **distillation: Any):
+    def __init__(self, case: Case, compile_kernels: bool = False):
         self.case = case
         self.meter = Meter()
         self.engine = object.__new__(SrpoEngine)
-        self.engine.distillation = DistillationConfig(
-            **{"top_k": case.support, "divergence_alpha": 0.5, "tail": True, "is_clip": 2.0, **distillation}
-        )
+        self.engine.distillation = DistillationConfig(top_k=case.support, divergence_alpha=0.5, tail=True, is_clip=2.0)
+        self.engine.kernels = KernelsConfig(compile=compile_kernels)
 
     def run(self) -> dict[str, Count]:
         """Counts by call; a call that no row needs is not there."""

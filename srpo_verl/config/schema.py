@@ -25,7 +25,11 @@ class DistillationConfig:
     divergence_alpha: float
     tail: bool
     is_clip: float | None
-    compile_kernels: bool
+
+
+@dataclass(frozen=True)
+class KernelsConfig:
+    compile: bool
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class SrpoConfig:
     teacher: TeacherConfig
     demonstration: DemonstrationConfig
     budget: BudgetConfig
+    kernels: KernelsConfig
 
     @property
     def uses_teacher(self) -> bool:
@@ -126,6 +131,7 @@ def parse(node: Any) -> SrpoConfig:
                 "srpo.budget.stop_at_hours", budget["stop_at_hours"], 0, above_low=True, nullable=True
             ),
         ),
+        kernels=KernelsConfig(compile=_flag("srpo.kernels.compile", values["kernels"]["compile"])),
     )
     _check_effective(values, config)
     return config

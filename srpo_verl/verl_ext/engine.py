@@ -14,7 +14,7 @@ from verl.workers.config import FSDPEngineConfig
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from srpo_verl.config.schema import DistillationConfig
+from srpo_verl.config.schema import DistillationConfig, KernelsConfig, SrpoConfig
 from srpo_verl.functional import score_teacher, token_losses, topk_support
 from srpo_verl.installation import STUDENT_TYPE, TEACHER_TYPE
 from srpo_verl.verl_ext.nested import filler, jagged, like, rows_of
@@ -40,11 +40,13 @@ class SrpoEngineConfig(FSDPEngineConfig):
     """veRL's engine settings and ours: EngineRegistry hands an engine nothing else that could carry them."""
 
     distillation: DistillationConfig
+    kernels: KernelsConfig
 
     @classmethod
-    def extend(cls, settings: FSDPEngineConfig, distillation: DistillationConfig) -> SrpoEngineConfig:
+    def extend(cls, settings: FSDPEngineConfig, srpo: SrpoConfig) -> SrpoEngineConfig:
         """The same settings of veRL, with ours."""
-        return cls(**{f.name: getattr(settings, f.name) for f in fields(settings)}, distillation=distillation)
+        stock = {f.name: getattr(settings, f.name) for f in fields(settings)}
+        return cls(**stock, distillation=srpo.distillation, kernels=srpo.kernels)
 
 
 @EngineRegistry.register(model_type=STUDENT_TYPE, backend=_BACKENDS, device=_DEVICES)
@@ -61,7 +63,7 @@ class SrpoEngine(FSDPEngineWithLMHead):
         # The registry chose this class by a model type of ours; veRL's module builder knows only its own.
         model_config.model_type = "language_model"
         super().__init__(model_config, engine_config, *args, **kwargs)
-        self.distillation = engine_config.distillation
+        self.distillation, self.kernels = engine_config.distillation, engine_config.kernels
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
         """veRL's inputs; prompts and padding are kept from the vocabulary projection where the model allows it."""
@@ -118,7 +120,7 @@ class SrpoEngine(FSDPEngineWithLMHead):
             with_entropy=with_entropy,
             # The output of the projection, which its backward does not read.
             inplace_backward=True,
-            compile_kernels=self.distillation.compile_kernels,
+            compile_kernels=self.kernels.compile,
         )
         outputs = {"log_probs": tokens.sequences(losses.log_probs_N)}
         if with_entropy:
@@ -161,7 +163,7 @@ class SrpoEngine(FSDPEngineWithLMHead):
             support_NK,
             positions_N=tokens.positions,
             temperature=_temperature(batch),
-            compile_kernels=self.distillation.compile_kernels,
+            compile_kernels=self.kernels.compile,
         )
         log_probs_NK, entropy_N = tokens.gather(log_probs_NK), tokens.gather(entropy_N)
         return {

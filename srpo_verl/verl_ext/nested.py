@@ -21,7 +21,7 @@ def filler(dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tens
 
 
 def like(values: torch.Tensor, reference: Any, lengths: list[int] | None = None) -> torch.Tensor:
-    """A jagged tensor with the row lengths of `reference`, given if the host knows them, and the given packed values."""
+    """A jagged tensor with the given packed values and the row lengths of `reference`, which the host may know."""
     offsets = reference.offsets()
     # Without the lengths, padding such a tensor makes every row as long as all rows together.
     lengths = offsets.diff().tolist() if lengths is None else lengths

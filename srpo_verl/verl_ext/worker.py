@@ -47,7 +47,7 @@ class SrpoTrainingWorker(TrainingWorker):
 
     def __init__(self, config: TrainingWorkerConfig, srpo: SrpoConfig):
         # Of this worker's engine alone: the reference beside it stays veRL's own.
-        settings = SrpoEngineConfig.extend(config.engine_config, srpo.distillation)
+        settings = SrpoEngineConfig.extend(config.engine_config, srpo)
         super().__init__(replace(config, model_type=STUDENT_TYPE, engine_config=settings))
         self.srpo = srpo
 

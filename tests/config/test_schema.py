@@ -32,6 +32,7 @@ DEFAULTS = {
     "srpo.demonstration.environment_feedback": False,
     "srpo.budget.hours": [1, 5, 10],
     "srpo.budget.stop_at_hours": None,
+    "srpo.kernels.compile": False,
 }
 NUMBERS = [
     "srpo.success_threshold",
@@ -49,6 +50,7 @@ FLAGS = [
     "srpo.teacher.cpu_offload",
     "srpo.demonstration.strip_thinking",
     "srpo.demonstration.environment_feedback",
+    "srpo.kernels.compile",
 ]
 CHOICES = {
     "srpo.routing": (
@@ -72,7 +74,16 @@ NULLABLE = [
     "srpo.teacher.cpu_offload",
     "srpo.budget.stop_at_hours",
 ]
-GROUPS = ["distillation", "weighting", "advantage_mix", "fixed_negative", "teacher", "demonstration", "budget"]
+GROUPS = [
+    "distillation",
+    "weighting",
+    "advantage_mix",
+    "fixed_negative",
+    "teacher",
+    "demonstration",
+    "budget",
+    "kernels",
+]
 
 
 def with_values(changes):
@@ -131,11 +142,13 @@ def test_parse_puts_every_value_where_its_name_says():
                 "srpo.demonstration.environment_feedback": True,
                 "srpo.budget.hours": [0.5, 3],
                 "srpo.budget.stop_at_hours": 4.5,
+                "srpo.kernels.compile": True,
             }
         )
     )
     assert (config.routing, config.success_threshold, config.mix_lambda) == ("advantage_mix", 0.25, 0.625)
     assert vars(config.distillation) == {"top_k": 7, "divergence_alpha": 0.125, "tail": False, "is_clip": 3.5}
+    assert vars(config.kernels) == {"compile": True}
     assert vars(config.weighting) == {"beta": 0.75}
     assert vars(config.teacher) == {"kind": "ema", "ema_rate": 0.375, "cpu_offload": True}
     assert vars(config.demonstration) == {
