@@ -27,6 +27,7 @@ from scripts.bench.results import (
     Row,
     implementations_table,
     judge,
+    limits_for,
     make_rows,
     phases_table,
     verdicts_table,
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case, answer, extra in measure(args, dtype, packages, not_run):
             rows += make_rows(case, answer, extra)
             write_csv(rows, args.out / "kernels.csv")
-    verdicts = judge(rows)
+    verdicts = judge(rows, limits_for(args.device))
     report = [phases_table(rows), implementations_table(rows, not_run), verdicts_table(verdicts)]
     print("\n" + "\n\n".join(report))
     if rows:
@@ -101,7 +102,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _wanted(package: str, asked: bool | None) -> bool:
-    """Whether to compare with TRL or Liger."""
+    """Whether to compare with TRL."""
     if asked and others.find(package) is None:
         raise SystemExit(f"--with-{package}: {others.PACKAGES[package]} is not installed, see docs/performance.md")
     return others.find(package) is not None if asked is None else asked
@@ -152,7 +153,7 @@ def measure(
             "repeats": args.repeats,
             "head_tokens": args.tokens[0],
         }
-        names, extra = applicable(packages, dtype, tokens), {}
+        names, extra = applicable(packages, dtype), {}
         for name in list(names):
             if not IMPLEMENTATIONS[name].memory:
                 continue

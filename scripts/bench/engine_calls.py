@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
 from scripts.bench.meter import Count, Meter
+from srpo_verl.algos import compiled_passes
 from srpo_verl.config.schema import DistillationConfig, KernelsConfig
 from srpo_verl.verl_ext.engine import TOKENS, SrpoEngine
 from srpo_verl.verl_ext.response_tokens import ResponseTokens
@@ -93,8 +96,12 @@ class EngineCalls:
         call()
         return self.meter.count
 
+    def _fused(self) -> AbstractContextManager[Any]:
+        """The compiler does not run on meta tensors: what it gets counts as the one kernel that it makes of it."""
+        return mock.patch.object(compiled_passes, "compiled", self.meter.fused)
+
     def _outputs(self, batch: TensorDict, logits_MV: torch.Tensor) -> dict[str, torch.Tensor]:
-        with self.meter:
+        with self._fused(), self.meter:
             tokens = ResponseTokens(batch, int(sum(len(row) for row in self._inputs(self.case.lengths()))))
             tokens.select_logits()
             output = SimpleNamespace(logits=logits_MV[None])
@@ -162,6 +169,6 @@ class EngineCalls:
             losses.append(outputs[DIVERGENCE])
         del outputs
         self.meter.count = Count()
-        with self.meter:
+        with self._fused(), self.meter:
             torch.autograd.grad(losses, logits_MV, grads)
         return forward, self.meter.count

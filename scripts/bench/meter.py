@@ -20,13 +20,14 @@ the logits, reads as 0 or False; the code under the meter asks the host nothing 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nested._internal.nested_tensor import NestedTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
@@ -93,6 +94,7 @@ class Meter(TorchDispatchMode):
     def known(self, tensor: torch.Tensor) -> torch.Tensor:
         """A meta tensor with the values of a tensor on the CPU; not counted."""
         meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        self._forget(meta)
         self._remember(meta, tensor)
         return meta
 
@@ -184,6 +186,21 @@ class Meter(TorchDispatchMode):
         values = self.values(tensor)
         return torch.zeros(tensor.shape, dtype=tensor.dtype) if values is None else values
 
+    def fused(self, function: Callable[..., None]) -> Callable[..., None]:
+        """The function as one kernel, as a compiler makes it: every argument is read or written once."""
+
+        def call(*args: Any) -> None:
+            tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+            with _disable_current_modes(), _Accesses() as accesses:
+                function(*args)
+            read = sum(size_of(t) for t in tensors if id(t) in accesses.read)
+            written = [t for t in tensors if id(t) in accesses.written]
+            for tensor in written:
+                self._forget(tensor)
+            self._launch(function.__name__, read, sum(size_of(t) for t in written))
+
+        return call
+
     # --- counting ---
 
     def _launch(self, name: str, read: int, written: int, times: int = 1) -> None:
@@ -223,7 +240,7 @@ class Meter(TorchDispatchMode):
         targets = {id(t): t for t in [*written, *outputs]}
         wrote = sum(size_of(t) for t in targets.values())
         self._launch(name, read, wrote, SEVERAL.get(name, 1))
-        if name in ("_softmax", "_log_softmax"):
+        if name in ("softmax", "log_softmax", "_softmax", "_log_softmax"):
             row = inputs[0].shape[-1] * inputs[0].element_size()
             self.count.reread += 2 * size_of(inputs[0]) if row > SHARED_MEMORY_BYTES else 0
 
@@ -236,6 +253,21 @@ class Meter(TorchDispatchMode):
             self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes() if nbytes is None else nbytes
             self._alive = {key: value for key, value in self._alive.items() if not value[0].expired()}
             self.count.peak = max(self.count.peak, sum(nbytes for _, nbytes in self._alive.values()))
+
+
+class _Accesses(TorchDispatchMode):
+    """Which tensors are read and which are written, by id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+        self.written: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        written = {id(t) for t in _written(func, args, kwargs or {})}
+        self.written |= written
+        self.read |= {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)} - written
+        return func(*args, **(kwargs or {}))
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:

@@ -85,13 +85,13 @@ def make_inputs(num_tokens: int, vocab: int, k: int, dtype: torch.dtype, device:
     return Inputs(student, teacher, labels, k)
 
 
-def srpo(inputs: Inputs, clock: Clock, with_labels: bool = False, inplace: bool = False) -> Result:
+def srpo(inputs: Inputs, clock: Clock, with_labels: bool = False, as_engine: bool = False) -> Result:
     """`topk_support`, `score_teacher`, `distillation_loss` (`token_losses` with labels) and backward.
 
-    `inplace`: the gradient takes the place of the logits, as in the engine; here, of a copy made beforehand.
+    `as_engine`: with a mask of the distilled tokens (all), the gradient in the place of the logits, of a copy of them.
     """
     student = inputs.student.detach()
-    if inplace:
+    if as_engine:
         student = student.clone()
         clock.mark("setup")
     student.requires_grad_()
@@ -99,7 +99,7 @@ def srpo(inputs: Inputs, clock: Clock, with_labels: bool = False, inplace: bool 
     clock.mark("support")
     log_q, entropy = score_teacher(inputs.teacher, support)
     clock.mark("teacher")
-    if with_labels or inplace:
+    if with_labels or as_engine:
         losses = token_losses(
             student,
             inputs.labels if with_labels else None,
@@ -107,7 +107,8 @@ def srpo(inputs: Inputs, clock: Clock, with_labels: bool = False, inplace: bool 
             teacher_log_probs_SK=log_q,
             alpha=ALPHA,
             tail=True,
-            inplace_backward=inplace,
+            distilled_N=torch.ones(len(student), dtype=torch.bool) if as_engine else None,
+            inplace_backward=as_engine,
         )
         total = losses.divergence_N.sum() + losses.log_probs_N.sum()
     else:

@@ -76,8 +76,7 @@ def _times(spec: dict[str, Any], inputs: Inputs, works: dict[str, Work], reasons
     """Rounds in which every implementation runs once; every second round in reverse order."""
     found = {}
     for name, result in _try(works, inputs, reasons):
-        if not IMPLEMENTATIONS[name].own_inputs:
-            found[name] = errors(inputs, result, IMPLEMENTATIONS[name].labels)
+        found[name] = errors(inputs, result, IMPLEMENTATIONS[name].labels)
         del result
     heads = {name: _head(spec, inputs, works[name]) for name in GROWTH if name in works}
     copy, exp = _copy(inputs), _exp(inputs)
