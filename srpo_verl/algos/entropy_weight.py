@@ -14,16 +14,17 @@ def entropy_weights(
     mask_BT: torch.Tensor,
     *,
     beta: float = 1.0,
+    floor: float = 0.0,
     process_group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Weights that are large where the teacher is sure. Equation (4), paper §3.2.
 
-        w~ = exp(-beta * H),    w = w~ / mean of w~ over Omega
+        w~ = max(floor, exp(-beta * H)),    w = w~ / mean of w~ over Omega
 
     where Omega is the set of all valid response tokens routed to SDPO in the optimizer mini-batch: the True entries of
     the mask of *all* ranks of `process_group`. So call it once per mini-batch, not once per micro-batch. The mean of w
-    over Omega is 1; beta = 0 gives exactly 1. The smallest entropy of Omega is subtracted from H first: that cancels
-    in w, and no beta * H is too large then.
+    over Omega is 1; beta = 0 gives exactly 1. The paper has no floor. Without one the smallest entropy of Omega is
+    subtracted from H first: that cancels in w, and no beta * H is too large then.
 
     With a process group this is a collective of two small all-reduces: every rank must call it, also one whose mask
     is empty. What is wrong on one rank raises on every rank, after the first all-reduce, so that none is left waiting.
@@ -33,17 +34,20 @@ def entropy_weights(
             outside the mask are not read; they may be NaN.
         mask_BT: bool (or 0/1) of the same shape: the rank's share of Omega.
         beta: >= 0; how strongly uncertain tokens are discounted. The same on every rank.
+        floor: in [0, 1); the least that w~ can be, whatever the entropy. The same on every rank.
         process_group: the ranks whose tokens form Omega; None: this process alone.
 
     Returns:
         Shape of the entropies, fp32 (float64 for float64), 0 outside the mask, detached.
 
     Raises:
-        ValueError: beta negative or not finite; here or on another rank, shapes that differ, or a NaN or infinite
-            entropy inside the mask (names the index on the rank that has it).
+        ValueError: beta negative or not finite, floor outside [0, 1); here or on another rank, shapes that differ, or
+            a NaN or infinite entropy inside the mask (names the index on the rank that has it).
     """
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta must be finite and not negative, got {beta}")
+    if not 0 <= floor < 1:
+        raise ValueError(f"floor must be at least 0 and below 1, got {floor}")
     problem = _problem(entropy_BT, mask_BT)
     if problem is None:
         mask_BT = mask_BT.bool()
@@ -61,7 +65,10 @@ def entropy_weights(
     if float(smallest_and_flag[1]) < 0:
         raise ValueError("entropy_weights failed on another rank of the process group: see its message")
 
-    raw_M = torch.exp(-beta * (exact_M - smallest_and_flag[0]))
+    if floor > 0:
+        raw_M = torch.exp(-beta * exact_M).clamp(min=floor)
+    else:
+        raw_M = torch.exp(-beta * (exact_M - smallest_and_flag[0]))
     sum_and_count = torch.stack([raw_M.sum(), raw_M.new_tensor(float(raw_M.numel()))])
     if process_group is not None:
         dist.all_reduce(sum_and_count, op=dist.ReduceOp.SUM, group=process_group)

@@ -67,6 +67,7 @@ def route_samples(
     siblings_teach: bool = True,
     step: int = 1,
     coefficient: float = 1.0,
+    skip_certain_prompts: bool = False,
     mix_lambda: float = 0.9,
     negative_advantage: float = 0.5,
 ) -> Routing:
@@ -113,6 +114,7 @@ def route_samples(
         step: number of the training step, for routings that depend on it.
         coefficient: s in [0, 1] of a schedule over steps: d becomes s d, and g becomes 1 - s (1 - g). At 1 the
             routing is as it is, at 0 it is GRPO.
+        skip_certain_prompts: d is 0 where the pass rate is 0 or 1, whose weight by pass rate is 0.
         mix_lambda: lambda of "advantage_mix".
         negative_advantage: minus the constant of "fixed_negative".
 
@@ -157,6 +159,8 @@ def route_samples(
     grpo_share_B, sdpo_share_B = shares.grpo_B, shares.sdpo_B
     if coefficient < 1:
         grpo_share_B, sdpo_share_B = 1 - coefficient * (1 - grpo_share_B), coefficient * sdpo_share_B
+    if skip_certain_prompts:
+        sdpo_share_B = sdpo_share_B.masked_fill((pass_rate_B == 0) | (pass_rate_B == 1), 0.0)
     advantage_B = torch.full_like(grpo_share_B, float("nan")) if shares.advantage_B is None else shares.advantage_B
     return Routing(correct_B, sibling_B, teacher_B, pass_rate_B, grpo_share_B, sdpo_share_B, advantage_B)
 

@@ -137,10 +137,10 @@ def _check_teacher_side(config: DictConfig, srpo: SrpoConfig) -> None:
         "the student's top-k tokens come from the pass over old log-probs, which bypass mode leaves out",
     )
     rollouts = _whole_number(config, "actor_rollout_ref.rollout.n")
-    if rollouts < 2 and not srpo.demonstration.environment_feedback:
-        raise ConfigError(
-            "actor_rollout_ref.rollout.n", rollouts, "has to be at least 2: a sample's teacher needs a sibling"
-        )
+    by_itself = srpo.demonstration.environment_feedback or srpo.demonstration.sources != ("sibling",)
+    if rollouts < 2 and (srpo.weighting.pass_rate or not by_itself):
+        need = "a pass rate needs a group" if by_itself else "a sample's teacher needs a sibling"
+        raise ConfigError("actor_rollout_ref.rollout.n", rollouts, f"has to be at least 2: {need}")
     limit, prompt = srpo.demonstration.max_prompt_tokens, _whole_number(config, "data.max_prompt_length")
     _whole_number(config, "data.max_response_length")
     if limit <= prompt:

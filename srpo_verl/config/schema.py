@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import pairwise
-from sys import float_info
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from srpo_verl.algos.routings import ROUTINGS, is_own
+from srpo_verl.algos.schedule import distillation_coefficient
+from srpo_verl.config.values import choice, flag, increasing, integer, number
 from srpo_verl.errors import ConfigError
 
 TEACHER_KINDS = ("ema", "frozen", "live")
 DEMONSTRATION_SELECTS = ("first", "random", "shortest")
+DEMONSTRATION_SOURCES = ("sibling", "memory", "reference")
+CREDITS = ("none", "teacher_ratio")
+SCHEDULES = ("constant", "linear")
+
+FAILED_ONLY = ("sample", "failed_only", "handover", "keep_negative")
+"""Routings that distil failed rows alone."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,23 @@ class KernelsConfig:
 
 
 @dataclass(frozen=True)
+class ScheduleConfig:
+    kind: str
+    start: int
+    end: int
+
+    def coefficient(self, step: int) -> float:
+        """Of distillation in a training step."""
+        if self.kind == "constant":
+            return 1.0
+        return distillation_coefficient(step, start=self.start, end=self.end)
+
+
+@dataclass(frozen=True)
 class WeightingConfig:
     beta: float
+    floor: float
+    pass_rate: bool
 
 
 @dataclass(frozen=True)
@@ -45,7 +66,16 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
+class MemoryConfig:
+    per_prompt: int
+    max_prompts: int
+
+
+@dataclass(frozen=True)
 class DemonstrationConfig:
+    sources: tuple[str, ...]
+    memory: MemoryConfig
+    reference_column: str | None
     select: str
     strip_thinking: bool
     max_prompt_tokens: int
@@ -65,9 +95,12 @@ class SrpoConfig:
     routing: str
     success_threshold: float
     distillation: DistillationConfig
+    schedule: ScheduleConfig
     weighting: WeightingConfig
     mix_lambda: float
     negative_advantage: float
+    credit: str
+    credit_epsilon: float
     teacher: TeacherConfig
     demonstration: DemonstrationConfig
     budget: BudgetConfig
@@ -75,8 +108,18 @@ class SrpoConfig:
 
     @property
     def uses_teacher(self) -> bool:
-        """A routing of the user's own may distil; only the driver imports it."""
+        """A routing of the user's own is taken to distil; only the driver imports it."""
+        return self.distils or self.gives_credit
+
+    @property
+    def distils(self) -> bool:
+        """Whether the routing may give a row a share of distillation."""
         return self.routing not in ROUTINGS or ROUTINGS[self.routing].distils
+
+    @property
+    def gives_credit(self) -> bool:
+        """Whether the teacher scales advantages."""
+        return self.credit != "none"
 
     @property
     def needs_teacher_copy(self) -> bool:
@@ -96,42 +139,68 @@ def parse(node: Any) -> SrpoConfig:
     weighting, demonstration = values["weighting"], values["demonstration"]
     budget = values["budget"]
 
+    credit = choice("srpo.credit", values["credit"], CREDITS)
+    top_k = integer("srpo.distillation.top_k", distillation["top_k"], low=1, nullable=True)
     config = SrpoConfig(
         routing=_routing(values["routing"]),
-        success_threshold=_number("srpo.success_threshold", values["success_threshold"]),
+        success_threshold=number("srpo.success_threshold", values["success_threshold"]),
         distillation=DistillationConfig(
-            top_k=_integer("srpo.distillation.top_k", distillation["top_k"], low=1, nullable=True),
-            divergence_alpha=_number("srpo.distillation.divergence_alpha", distillation["divergence_alpha"], 0, 1),
-            tail=_flag("srpo.distillation.tail", distillation["tail"]),
-            is_clip=_number("srpo.distillation.is_clip", distillation["is_clip"], 0, None, True, nullable=True),
+            # For credit the teacher scores one token a position, the sampled one.
+            top_k=top_k if credit == "none" else 1,
+            divergence_alpha=number("srpo.distillation.divergence_alpha", distillation["divergence_alpha"], 0, 1),
+            tail=flag("srpo.distillation.tail", distillation["tail"]),
+            is_clip=number("srpo.distillation.is_clip", distillation["is_clip"], 0, None, True, nullable=True),
         ),
-        weighting=WeightingConfig(beta=_number("srpo.weighting.beta", weighting["beta"], 0)),
-        mix_lambda=_number("srpo.advantage_mix.lambda", values["advantage_mix"]["lambda"], 0, 1),
-        negative_advantage=_number(
+        schedule=ScheduleConfig(
+            kind=choice("srpo.schedule.kind", values["schedule"]["kind"], SCHEDULES),
+            start=integer("srpo.schedule.start", values["schedule"]["start"], low=0),
+            end=integer("srpo.schedule.end", values["schedule"]["end"], low=1),
+        ),
+        weighting=WeightingConfig(
+            beta=number("srpo.weighting.beta", weighting["beta"], 0),
+            floor=number("srpo.weighting.floor", weighting["floor"], 0, 1, below_high=True),
+            pass_rate=flag("srpo.weighting.pass_rate", weighting["pass_rate"]),
+        ),
+        mix_lambda=number("srpo.advantage_mix.lambda", values["advantage_mix"]["lambda"], 0, 1),
+        negative_advantage=number(
             "srpo.fixed_negative.advantage", values["fixed_negative"]["advantage"], 0, above_low=True
         ),
+        credit=credit,
+        credit_epsilon=number(
+            "srpo.teacher_ratio.epsilon", values["teacher_ratio"]["epsilon"], 0, 1, above_low=True, below_high=True
+        ),
         teacher=TeacherConfig(
-            kind=_choice("srpo.teacher.kind", teacher["kind"], TEACHER_KINDS),
-            ema_rate=_number("srpo.teacher.ema_rate", teacher["ema_rate"], 0, 1, above_low=True),
-            cpu_offload=_flag("srpo.teacher.cpu_offload", teacher["cpu_offload"], nullable=True),
+            kind=choice("srpo.teacher.kind", teacher["kind"], TEACHER_KINDS),
+            ema_rate=number("srpo.teacher.ema_rate", teacher["ema_rate"], 0, 1, above_low=True),
+            cpu_offload=flag("srpo.teacher.cpu_offload", teacher["cpu_offload"], nullable=True),
         ),
         demonstration=DemonstrationConfig(
-            select=_choice("srpo.demonstration.select", demonstration["select"], DEMONSTRATION_SELECTS),
-            strip_thinking=_flag("srpo.demonstration.strip_thinking", demonstration["strip_thinking"]),
-            max_prompt_tokens=_integer(
+            sources=_sources(demonstration["sources"]),
+            memory=MemoryConfig(
+                per_prompt=integer(
+                    "srpo.demonstration.memory.per_prompt", demonstration["memory"]["per_prompt"], low=1
+                ),
+                max_prompts=integer(
+                    "srpo.demonstration.memory.max_prompts", demonstration["memory"]["max_prompts"], low=1
+                ),
+            ),
+            reference_column=_column(demonstration["reference_column"]),
+            select=choice("srpo.demonstration.select", demonstration["select"], DEMONSTRATION_SELECTS),
+            strip_thinking=flag("srpo.demonstration.strip_thinking", demonstration["strip_thinking"]),
+            max_prompt_tokens=integer(
                 "srpo.demonstration.max_prompt_tokens", demonstration["max_prompt_tokens"], low=1
             ),
-            environment_feedback=_flag(
+            environment_feedback=flag(
                 "srpo.demonstration.environment_feedback", demonstration["environment_feedback"]
             ),
         ),
         budget=BudgetConfig(
-            hours=_increasing("srpo.budget.hours", budget["hours"]),
-            stop_at_hours=_number(
+            hours=increasing("srpo.budget.hours", budget["hours"]),
+            stop_at_hours=number(
                 "srpo.budget.stop_at_hours", budget["stop_at_hours"], 0, above_low=True, nullable=True
             ),
         ),
-        kernels=KernelsConfig(compile=_flag("srpo.kernels.compile", values["kernels"]["compile"])),
+        kernels=KernelsConfig(compile=flag("srpo.kernels.compile", values["kernels"]["compile"])),
     )
     _check_effective(values, config)
     return config
@@ -184,13 +253,33 @@ def _check_effective(values: Mapping, config: SrpoConfig) -> None:
         if found is not None:
             raise ConfigError(f"srpo.{path}", found[0], f"has no effect {reason}; leave it at its default")
 
-    if not config.uses_teacher:
-        for group in ("distillation", "weighting", "teacher", "demonstration"):
-            for key in defaults[group]:
-                refuse(f"{group}.{key}", f"with srpo.routing={config.routing}")
+    if config.gives_credit and config.routing != "none":
+        raise ConfigError(
+            "srpo.credit",
+            config.credit,
+            f"goes with srpo.routing=none alone, not with {config.routing}: the teacher then scales the advantages of "
+            "rows that take GRPO, and computes no divergence",
+        )
+    if not config.gives_credit:
+        refuse("teacher_ratio.epsilon", "with srpo.credit=none (it needs credit=teacher_ratio)")
+    idle = [] if config.distils else ["distillation", "schedule", "weighting"]
+    idle += [] if config.uses_teacher else ["teacher", "demonstration"]
+    for key in as_flat_dict(defaults, ""):
+        if key.split(".")[1] in idle:
+            refuse(key.removeprefix("."), f"with srpo.routing={config.routing}")
     for routing, key in (("advantage_mix", "lambda"), ("fixed_negative", "advantage")):
         if config.routing in ROUTINGS and config.routing != routing:
             refuse(f"{routing}.{key}", f"with srpo.routing={config.routing} (it needs routing={routing})")
+    if config.schedule.kind == "constant":
+        for key in ("start", "end"):
+            refuse(f"schedule.{key}", "with srpo.schedule.kind=constant (it needs kind=linear)")
+    elif config.schedule.end <= config.schedule.start:
+        raise ConfigError(
+            "srpo.schedule.end", config.schedule.end, f"has to exceed srpo.schedule.start={config.schedule.start}"
+        )
+    if config.weighting.beta == 0:
+        refuse("weighting.floor", "with srpo.weighting.beta=0 (all weights are 1)")
+    _check_sources(config, refuse)
     if config.teacher.kind != "ema":
         refuse("teacher.ema_rate", f"with srpo.teacher.kind={config.teacher.kind} (it needs kind=ema)")
     if config.teacher.kind == "live":
@@ -199,10 +288,30 @@ def _check_effective(values: Mapping, config: SrpoConfig) -> None:
         refuse("distillation.tail", "with srpo.distillation.top_k=null (nothing lies outside the full vocabulary)")
 
 
-def _choice(key: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ConfigError(key, value, f"has to be one of {', '.join(allowed)}")
-    return value
+def _check_sources(config: SrpoConfig, refuse: Callable[[str, str], None]) -> None:
+    """Every source has what it needs, and every setting of a source has its source."""
+    demonstration = config.demonstration
+    sources = demonstration.sources
+    if "sibling" not in sources:
+        refuse("demonstration.select", "without the source sibling in srpo.demonstration.sources")
+    if "memory" not in sources:
+        for key in ("per_prompt", "max_prompts"):
+            refuse(f"demonstration.memory.{key}", "without the source memory in srpo.demonstration.sources")
+    if "reference" not in sources:
+        refuse("demonstration.reference_column", "without the source reference in srpo.demonstration.sources")
+    elif demonstration.reference_column is None:
+        raise ConfigError(
+            "srpo.demonstration.reference_column",
+            None,
+            "has to name a column of the data, such as reward_model.ground_truth: the source reference shows it",
+        )
+    if config.weighting.pass_rate and sources[:2] == ("sibling", "memory") and config.routing in FAILED_ONLY:
+        raise ConfigError(
+            "srpo.demonstration.sources",
+            list(sources),
+            f"remembers for nothing with srpo.weighting.pass_rate=true and srpo.routing={config.routing}: a failure "
+            "without a correct sibling has pass rate 0 and weight 0; leave one of them out",
+        )
 
 
 def _routing(value: Any) -> str:
@@ -212,54 +321,24 @@ def _routing(value: Any) -> str:
     return value
 
 
-def _flag(key: str, value: Any, nullable: bool = False) -> Any:
-    if value is None and nullable:
-        return None
-    if not isinstance(value, bool):
-        raise ConfigError(key, value, "has to be true or false" + (", or null" if nullable else ""))
+def _sources(value: Any) -> tuple[str, ...]:
+    key = "srpo.demonstration.sources"
+    wanted = f"has to be a list of one or more of {', '.join(DEMONSTRATION_SOURCES)}, each once, such as [sibling]"
+    if not isinstance(value, list) or not value or any(source not in DEMONSTRATION_SOURCES for source in value):
+        raise ConfigError(key, value, wanted)
+    if len(set(value)) < len(value):
+        raise ConfigError(key, value, wanted)
+    return tuple(value)
+
+
+def _column(value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and all(value.split("."))):
+        raise ConfigError(
+            "srpo.demonstration.reference_column",
+            value,
+            "has to be the name of a column, with keys inside it after dots, such as extra_info.solution, or null",
+        )
     return value
-
-
-def _number(
-    key: str,
-    value: Any,
-    low: float | None = None,
-    high: float | None = None,
-    above_low: bool = False,
-    nullable: bool = False,
-) -> Any:
-    if value is None and nullable:
-        return None
-    bounds = f"{'above' if above_low else 'at least'} {low}" if low is not None else "finite"
-    if high is not None:
-        bounds += f" and at most {high}"
-    wanted = f"has to be a number, {bounds}" + (", or null" if nullable else "")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= float_info.max:
-        raise ConfigError(key, value, wanted)
-    if (low is not None and (value < low or (above_low and value == low))) or (high is not None and value > high):
-        raise ConfigError(key, value, wanted)
-    return float(value)
-
-
-def _integer(key: str, value: Any, low: int, nullable: bool = False) -> Any:
-    if value is None and nullable:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(key, value, f"has to be a whole number, at least {low}" + (", or null" if nullable else ""))
-    return value
-
-
-def _increasing(key: str, value: Any) -> tuple[float, ...]:
-    wanted = "has to be a list of increasing numbers above 0, such as [1, 5, 10], or [] for none"
-    if not isinstance(value, list):
-        raise ConfigError(key, value, wanted)
-    try:
-        numbers = [_number(key, item, 0, above_low=True) for item in value]
-    except ConfigError:
-        raise ConfigError(key, value, wanted) from None
-    if any(one >= other for one, other in pairwise(numbers)):
-        raise ConfigError(key, value, wanted)
-    return tuple(numbers)
 
 
 def as_flat_dict(config: Any, prefix: str = "srpo") -> dict[str, Any]:

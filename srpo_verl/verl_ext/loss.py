@@ -20,6 +20,7 @@ from srpo_verl.verl_ext.schema import (
     GRPO_SHARE,
     NUM_GRPO_TOKENS,
     NUM_SDPO_TOKENS,
+    PROMPT_WEIGHTS,
     SDPO_SHARE,
     TEACHER_LOG_PROBS,
     WEIGHTS,
@@ -32,8 +33,9 @@ class SrpoLoss:
         L = [ sum_i g_i sum_t l^GRPO + sum_i d_i sum_t w * l^SDPO ] / n
 
     where n is the optimizer mini-batch's number of valid response tokens over all ranks, w the weights of eq. 4, and
-    g and d the shares the trainer gave the row. Multiplied by the number of ranks, whose average FSDP takes. A KL term
-    or an entropy bonus, where configured, is part of l^GRPO. The metrics of veRL's own `ppo_loss` go by its names.
+    g and d the shares the trainer gave the row; where configured, d is times the weight of its prompt. Multiplied by
+    the number of ranks, whose average FSDP takes. A KL term or an entropy bonus, where configured, is part of l^GRPO.
+    The metrics of veRL's own `ppo_loss` go by its names.
 
     A token that rollout correction rejects has weight 0: it stays in n and in Omega and adds nothing to the sums.
     """
@@ -49,6 +51,8 @@ class SrpoLoss:
         dense = data.select("response_mask", "loss_mask", "old_log_probs", "advantages", *optional).to_padded_tensor()
         log_probs_BT = no_padding_2_padding(model_output["log_probs"], data)
         mask_BT, grpo_B, sdpo_B = dense["response_mask"].bool(), data[GRPO_SHARE], data[SDPO_SHARE]
+        if PROMPT_WEIGHTS in data:
+            sdpo_B = sdpo_B * data[PROMPT_WEIGHTS]
 
         terms, metrics = self._grpo_terms(model_output, data, dense, log_probs_BT, mask_BT & (grpo_B > 0)[:, None])
         sdpo_loss_BT = weights_BT = torch.zeros_like(log_probs_BT)

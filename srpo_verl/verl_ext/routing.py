@@ -11,7 +11,9 @@ import torch
 from srpo_verl.config.schema import SrpoConfig
 from srpo_verl.functional import Routing, route_samples
 from srpo_verl.teacher.dialogue import DialogueText
+from srpo_verl.teacher.memory import SuccessMemory, prompt_id
 from srpo_verl.teacher.reprompt import Reprompt, build_reprompt
+from srpo_verl.verl_ext.demonstrations import FEEDBACK, MEMORY, REFERENCE, SIBLING, Demonstrations, Shown
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Rollouts:
     """Schemas of the tools that each row's prompt shows."""
     feedback: Sequence[str]
     """The verifier's words on each row, or ""."""
+    references: Sequence[str] = ()
+    """The data set's own solution of each row, or ""; nothing where no source reads it."""
 
 
 @dataclass(frozen=True)
@@ -61,37 +65,75 @@ class Router:
         seed: int,
     ):
         self.srpo, self.text, self.render, self.seed = srpo, text, render, seed
+        memory = srpo.demonstration.memory
+        remembers = srpo.uses_teacher and "memory" in srpo.demonstration.sources
+        self.memory = SuccessMemory(memory.per_prompt, memory.max_prompts) if remembers else None
 
     def route(self, rollouts: Rollouts, step: int) -> RoutedBatch:
         """Route one training step's rollouts. Raises ValueError where a row is not the only output of its session."""
         order = _session_order(rollouts.keys)
         lengths_B = torch.tensor([len(response) for response in rollouts.responses])
-        feedback_B = torch.tensor([bool(self._feedback(rollouts, row)) for row in range(len(rollouts.keys))])
+        coefficient = self.srpo.schedule.coefficient(step)
+        demonstrations = self._demonstrations(rollouts)
+        information = [
+            bool(self._feedback(rollouts, row)) or demonstrations.besides_siblings(row)
+            for row in range(len(rollouts.keys))
+        ]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         in_order = route_samples(
             rollouts.rewards_B[order],
             [rollouts.uids[row] for row in order.tolist()],
             success_threshold=self.srpo.success_threshold,
-            feedback_B=feedback_B[order],
+            feedback_B=torch.tensor(information)[order],
             select=self.srpo.demonstration.select,
             routing=self.srpo.routing,
             generator=generator,
             lengths_B=lengths_B[order],
+            siblings_teach="sibling" in self.srpo.demonstration.sources,
             step=step,
+            coefficient=coefficient,
+            skip_certain_prompts=self.srpo.weighting.pass_rate,
             mix_lambda=self.srpo.mix_lambda,
             negative_advantage=self.srpo.negative_advantage,
         )
         routing = _restore(in_order, order)
-        reprompts = [
-            self._reprompt(rollouts, row, int(routing.sibling_B[row])) if bool(routing.sdpo_B[row]) else None
+        # The rows whose teacher is asked: to be distilled from, or for credit by all that have one and take GRPO.
+        asks_B = routing.teacher_B & routing.grpo_B if self.srpo.gives_credit else routing.sdpo_B
+        shown = [
+            demonstrations.of(row, int(routing.sibling_B[row])) if bool(asks_B[row]) else None
             for row in range(len(rollouts.keys))
         ]
-        return RoutedBatch(routing, reprompts, _metrics(routing, rollouts, reprompts))
+        reprompts = [
+            self._reprompt(rollouts, row, demonstration.text) if demonstration is not None else None
+            for row, demonstration in enumerate(shown)
+        ]
+        metrics = {
+            "srpo/distillation_coefficient": coefficient,
+            **_metrics(routing, rollouts, reprompts),
+            **_source_metrics(shown),
+        }
+        if self.memory is not None:
+            # After the choice: a row is never shown what its own step found. A schedule that has ended asks no more.
+            metrics["srpo/memory_forgotten"] = demonstrations.remember(order.tolist()) if coefficient > 0 else 0
+            metrics["srpo/memory_prompts"] = self.memory.prompts
+            metrics["srpo/memory_responses"] = self.memory.responses
+        return RoutedBatch(routing, reprompts, metrics)
 
-    def _reprompt(self, rollouts: Rollouts, row: int, sibling: int) -> Reprompt:
+    def _demonstrations(self, rollouts: Rollouts) -> Demonstrations:
+        threshold = self.srpo.success_threshold
+        return Demonstrations(
+            self.srpo.demonstration.sources if self.srpo.uses_teacher else (),
+            text_of=lambda row: self._demonstration(rollouts, row),
+            prompts=[prompt_id(messages) for messages in rollouts.messages] if self.memory is not None else [],
+            correct=[reward >= threshold for reward in rollouts.rewards_B.tolist()],
+            memory=self.memory,
+            references=[self.text.inert(reference) for reference in rollouts.references],
+        )
+
+    def _reprompt(self, rollouts: Rollouts, row: int, demonstration: str | None) -> Reprompt:
         return build_reprompt(
             rollouts.messages[row],
-            self._demonstration(rollouts, sibling) if sibling >= 0 else None,
+            demonstration,
             self.text.inert(self._feedback(rollouts, row)),
             render=lambda messages: self.render(messages, rollouts.tools[row]),
             max_prompt_tokens=self.srpo.demonstration.max_prompt_tokens,
@@ -139,6 +181,7 @@ def _restore(in_order: Routing, order: torch.Tensor) -> Routing:
 def _metrics(routing: Routing, rollouts: Rollouts, reprompts: list[Reprompt | None]) -> dict[str, float]:
     """The routing metrics; every share is of all rollouts of the step, or of all groups where the name says so."""
     tokens_B = torch.tensor([int(mask.sum()) for mask in rollouts.response_masks])
+    distilled = routing.sdpo_B.tolist()
     metrics = {
         "srpo/frac_correct": routing.correct_B.double().mean().item(),
         "srpo/frac_sdpo": routing.sdpo_B.double().mean().item(),
@@ -149,7 +192,9 @@ def _metrics(routing: Routing, rollouts: Rollouts, reprompts: list[Reprompt | No
         **_pass_rate_metrics(dict(zip(rollouts.uids, routing.pass_rate_B.tolist(), strict=True))),
         "srpo/sdpo_tokens": int(tokens_B[routing.sdpo_B].sum()),
         "srpo/grpo_tokens": int(tokens_B[routing.grpo_B].sum()),
-        "srpo/without_teacher": float(not routing.sdpo_B.any()),
+        "srpo/frac_credit": sum(asked is not None and not d for asked, d in zip(reprompts, distilled, strict=True))
+        / len(distilled),
+        "srpo/without_teacher": float(not any(reprompts)),
     }
     built = [reprompt for reprompt in reprompts if reprompt is not None]
     if built:
@@ -166,4 +211,13 @@ def _pass_rate_metrics(pass_rates: dict[str, float]) -> dict[str, float]:
         "srpo/frac_mostly_failed_groups": sum(0 < rate < 0.5 for rate in rates) / count,
         "srpo/frac_mostly_correct_groups": sum(0.5 <= rate < 1 for rate in rates) / count,
         "srpo/frac_all_correct_groups": sum(rate == 1 for rate in rates) / count,
+    }
+
+
+def _source_metrics(shown: list[Shown | None]) -> dict[str, float]:
+    """Where the demonstrations came from: shares that add up to srpo/frac_sdpo and frac_credit."""
+    sources = [demonstration.source for demonstration in shown if demonstration is not None]
+    return {
+        f"srpo/frac_shown_{source}": sources.count(source) / len(shown)
+        for source in (SIBLING, MEMORY, REFERENCE, FEEDBACK)
     }

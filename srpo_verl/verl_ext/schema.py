@@ -15,6 +15,15 @@ GRPO_SHARE = "srpo_grpo_share"
 SDPO_SHARE = "srpo_sdpo_share"
 """float32 (B,): d of eq. 5, the row's factor of the distillation loss."""
 
+CREDIT_ROW = "srpo_credit"
+"""bool (B,): the teacher scores the row for its advantages; only with srpo.credit=teacher_ratio."""
+
+PASS_RATE = "srpo_pass_rate"
+"""float32 (B,): share of the row's group that is correct; only with srpo.weighting.pass_rate."""
+
+GROUP = "srpo_group"
+"""int64 (B,): number of the row's group within the training step; only with srpo.weighting.pass_rate."""
+
 TEACHER_INPUT_IDS = "srpo_teacher_input_ids"
 """int64 (B, L): teacher prompt and the row's own response; FILLER for rows that are not distilled."""
 
@@ -31,6 +40,9 @@ TEACHER_ENTROPY = "srpo_teacher_entropy"
 
 WEIGHTS = "srpo_weights"
 """float32 (B, T): entropy-aware weights w of eq. 4; 0 outside Omega."""
+
+PROMPT_WEIGHTS = "srpo_prompt_weights"
+"""float32 (B,): factor of d by the prompt's pass rate, mean 1 over the prompts that distil; only where asked for."""
 
 DIVERGENCE = "srpo_divergence"
 """float32 (B, max T), dense, differentiable: divergence per token in nats; 0 for other rows."""

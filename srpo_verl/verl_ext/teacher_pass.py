@@ -32,11 +32,12 @@ def score_rows(
     temperature: float,
     use_remove_padding: bool,
     after_forward: Callable[[], None],
+    row_field: str = SDPO_ROW,
 ) -> int:
     """Add TEACHER_LOG_PROBS and TEACHER_ENTROPY to `data`; return the number of teacher tokens computed here.
 
-    Forward only, the distilled rows only, shared out evenly over the ranks whoever holds the rows. Every rank has to
-    call it: a sharded forward is a collective, so ranks with less to do run forwards on two tokens whose result is
+    Forward only, the rows of `row_field` only, shared out evenly over the ranks whoever holds the rows. Every rank has
+    to call it: a sharded forward is a collective, so ranks with less to do run forwards on two tokens whose result is
     dropped.
 
     Args:
@@ -46,10 +47,11 @@ def score_rows(
         micro_batch_size: rows per micro-batch, where max_tokens is None.
         temperature: divides the teacher's logits, as it does the student's.
         use_remove_padding: whether the engine's model takes packed inputs.
+        row_field: name of the bool field of the rows that are scored; the distilled ones by default.
         after_forward: run after every forward (re-sharding; see teacher_weights.reshard).
     """
     group = engine.get_data_parallel_group()
-    held = _sequences(data)
+    held = _sequences(data, row_field)
     work = share(held, group)
     # Sequences of similar length share a micro-batch, so that little padding is computed where inputs are not packed.
     order = sorted(range(len(work.sequences)), key=lambda index: len(work.sequences[index].input_ids))
@@ -79,13 +81,13 @@ def score_rows(
     return sum(lengths)
 
 
-def _sequences(data: TensorDict) -> list[Sequence]:
-    """The distilled rows of the batch."""
+def _sequences(data: TensorDict, row_field: str) -> list[Sequence]:
+    """The rows of the batch that are scored."""
     input_ids, responses = data[TEACHER_INPUT_IDS].unbind(), data["responses"].offsets().diff().tolist()
     support = data[SUPPORT].unbind() if SUPPORT in data else None
     return [
         Sequence(row, input_ids[row], responses[row], None if support is None else support[row])
-        for row in data[SDPO_ROW].nonzero().flatten().tolist()
+        for row in data[row_field].nonzero().flatten().tolist()
     ]
 
 

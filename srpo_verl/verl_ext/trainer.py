@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -19,13 +20,24 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
 from srpo_verl.config.check import check_run
+from srpo_verl.errors import ConfigError
 from srpo_verl.installation import TRAINER_MODE
 from srpo_verl.preflight.model import ModelFacts, check_model
 from srpo_verl.teacher.dialogue import DialogueText
 from srpo_verl.verl_ext.budget import HOURS, TrainingRecord, mean_accuracy
 from srpo_verl.verl_ext.nested import filler, jagged
 from srpo_verl.verl_ext.routing import Rollouts, RoutedBatch, Router
-from srpo_verl.verl_ext.schema import DISTILL, GRPO_SHARE, SDPO_ROW, SDPO_SHARE, TEACHER_INPUT_IDS, WANT_SUPPORT
+from srpo_verl.verl_ext.schema import (
+    CREDIT_ROW,
+    DISTILL,
+    GROUP,
+    GRPO_SHARE,
+    PASS_RATE,
+    SDPO_ROW,
+    SDPO_SHARE,
+    TEACHER_INPUT_IDS,
+    WANT_SUPPORT,
+)
 from srpo_verl.verl_ext.student_prompts import StudentPrompts, configured_tools
 from srpo_verl.verl_ext.worker import TEACHER_TIME, SrpoWorker
 
@@ -82,6 +94,23 @@ class SrpoTrainer(PPOTrainerSync):
             seed=self.config.data.get("seed") or 0,
         )
 
+    @property
+    def _shows_references(self) -> bool:
+        return self.srpo.uses_teacher and "reference" in self.srpo.demonstration.sources
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        if self._shows_references:
+            column = self.srpo.demonstration.reference_column
+            path = str(column).split(".")
+            row = self.train_dataset[0]
+            if path[0] not in row or not _inside(row[path[0]], path):
+                raise ConfigError(
+                    "srpo.demonstration.reference_column",
+                    column,
+                    f"has no text in the first row of data.train_files; its columns are {', '.join(sorted(row))}",
+                )
+
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
         for role in (Role.ActorRollout, Role.ActorRolloutRef):
@@ -104,7 +133,9 @@ class SrpoTrainer(PPOTrainerSync):
 
     def _rollouts(self, batch: KVBatchMeta) -> Rollouts:
         fields = ["uid", "rm_scores", "prompts", "responses", "response_mask", "raw_prompt", "extra_fields"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[*fields, "extra_info"])
+        path = (self.srpo.demonstration.reference_column or "").split(".") if self._shows_references else []
+        fields = [*dict.fromkeys([*fields, "extra_info", *path[:1]])]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         extra = [fields if isinstance(fields, dict) else {} for fields in list(data["extra_fields"])]
         infos = list(data["extra_info"]) if "extra_info" in data else [None] * len(data)
         uids = [str(uid) for uid in list(data["uid"])]
@@ -118,6 +149,7 @@ class SrpoTrainer(PPOTrainerSync):
             messages=messages,
             tools=self.prompts.tools_of_rows(uids, messages, data["prompts"].unbind(), infos),
             feedback=[str((fields.get("reward_extra_info") or {}).get("feedback") or "") for fields in extra],
+            references=[_inside(row, path) for row in list(data[path[0]])] if path else (),
         )
 
     def _write_routing(self, batch: KVBatchMeta, rollouts: Rollouts, routed: RoutedBatch) -> KVBatchMeta:
@@ -141,6 +173,16 @@ class SrpoTrainer(PPOTrainerSync):
             GRPO_SHARE: torch.tensor(grpo),
             TEACHER_INPUT_IDS: jagged(teacher_ids),
         }
+        if self.srpo.gives_credit:
+            prompted = {key for key, reprompt in zip(rollouts.keys, routed.reprompts, strict=True) if reprompt}
+            fields[CREDIT_ROW] = torch.tensor([key in prompted for key in batch.keys])
+        if self.srpo.weighting.pass_rate:
+            number = {uid: index for index, uid in enumerate(dict.fromkeys(rollouts.uids))}
+            rows = [position.get(key) for key in batch.keys]
+            fields[GROUP] = torch.tensor([0 if row is None else number[rollouts.uids[row]] for row in rows])
+            fields[PASS_RATE] = torch.tensor(
+                [0.0 if row is None else float(routed.routing.pass_rate_B[row]) for row in rows]
+            )
         extra_info = batch.extra_info
         batch_with_fields = tq.kv_batch_put(
             keys=batch.keys,
@@ -153,7 +195,7 @@ class SrpoTrainer(PPOTrainerSync):
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """The pass that runs anyway also returns the student's top-k tokens of the distilled rows."""
-        wants_support = self._distill and self.srpo.distillation.top_k is not None
+        wants_support = self._distill and self.srpo.distils and self.srpo.distillation.top_k is not None
         batch.extra_info[WANT_SUPPORT] = wants_support
         batch = super()._compute_old_log_prob(self._for_workers(batch), metrics)
         batch.extra_info.pop(WANT_SUPPORT, None)
@@ -207,11 +249,9 @@ class SrpoTrainer(PPOTrainerSync):
         if self.global_steps == 0:
             return
         settings = self.config.trainer
-        folder = (
-            settings.resume_from_path
-            if settings.resume_mode == "resume_path"
-            else os.path.join(settings.default_local_dir, f"global_step_{self.global_steps}")
-        )
+        folder = settings.resume_from_path if settings.resume_mode == "resume_path" else self._checkpoint_folder()
+        if self.router.memory is not None:
+            self.router.memory.load(folder)
         try:
             self.record = TrainingRecord.load(folder)
         except (FileNotFoundError, ValueError) as error:
@@ -220,6 +260,9 @@ class SrpoTrainer(PPOTrainerSync):
             # Counting from 0 would log a time that is too short.
             self.record = None
             print(f"srpo_verl: {HOURS} is not logged: {error}")
+
+    def _checkpoint_folder(self) -> str:
+        return os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
 
     def on_train_begin(self) -> None:
         super().on_train_begin()
@@ -267,11 +310,13 @@ class SrpoTrainer(PPOTrainerSync):
 
     def _save_checkpoint(self) -> None:
         started = time.perf_counter()
+        if self.router.memory is not None:
+            self.router.memory.save(self._checkpoint_folder())
         if self.record is not None:
             # Before veRL names this checkpoint the latest one, so that none without a record can be resumed from.
             so_far = deepcopy(self.record)
             so_far.add_step(self._step_seconds())
-            self._saved_in = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+            self._saved_in = self._checkpoint_folder()
             so_far.save(self._saved_in)
         super()._save_checkpoint()
         self._seconds_saving = time.perf_counter() - started
@@ -293,3 +338,10 @@ class SrpoTrainer(PPOTrainerSync):
             if self._saved_in is not None:
                 # veRL saves before it syncs the weights and before it validates; now the record is complete.
                 self.record.save(self._saved_in)
+
+
+def _inside(value: Any, path: Sequence[str]) -> str:
+    """The text at a path into one row of the data, whose first name is the column; "" where there is none."""
+    for name in path[1:]:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return "" if value is None else str(value)

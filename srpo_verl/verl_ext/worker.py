@@ -19,22 +19,27 @@ from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from srpo_verl.config.schema import SrpoConfig, parse
-from srpo_verl.functional import entropy_weights
+from srpo_verl.functional import entropy_weights, pass_rate_weights
 from srpo_verl.installation import STUDENT_TYPE
 from srpo_verl.verl_ext.checkpoint import check_ranks
 from srpo_verl.verl_ext.engine import SrpoEngineConfig
 from srpo_verl.verl_ext.loss import SrpoLoss
 from srpo_verl.verl_ext.nested import like, rows_to_tokens
 from srpo_verl.verl_ext.schema import (
+    CREDIT_ROW,
     DISTILL,
+    GROUP,
     GRPO_SHARE,
     NUM_GRPO_TOKENS,
     NUM_SDPO_TOKENS,
+    PASS_RATE,
+    PROMPT_WEIGHTS,
     SDPO_ROW,
     TEACHER_ENTROPY,
     WEIGHTS,
 )
 from srpo_verl.verl_ext.teacher_adapters import AdapterWeights
+from srpo_verl.verl_ext.teacher_credit import give_credit
 from srpo_verl.verl_ext.teacher_pass import score_rows
 from srpo_verl.verl_ext.teacher_weights import TeacherWeights, build_teacher, reshard, teacher_folder
 
@@ -75,8 +80,12 @@ class SrpoTrainingWorker(TrainingWorker):
         mask = data["loss_mask"]
         in_omega = mask.values().bool() & rows_to_tokens(data[SDPO_ROW], mask)
         entropy, in_omega = data[TEACHER_ENTROPY].values().to(get_device_id()), in_omega.to(get_device_id())
-        weights = entropy_weights(entropy, in_omega, beta=self.srpo.weighting.beta, process_group=group)
+        settings = self.srpo.weighting
+        weights = entropy_weights(entropy, in_omega, beta=settings.beta, floor=settings.floor, process_group=group)
         data[WEIGHTS] = like(weights.to(mask.values().device), mask)
+        if settings.pass_rate:
+            rows = (data[name].to(get_device_id()) for name in (PASS_RATE, GROUP, SDPO_ROW))
+            data[PROMPT_WEIGHTS] = pass_rate_weights(*rows, process_group=group).to(data[SDPO_ROW].device)
 
         selected, entropies = weights[in_omega].double(), entropy[in_omega].double()
         sums = torch.stack([in_omega.sum().double(), entropies.sum(), selected.sum(), selected.square().sum()])
@@ -121,9 +130,13 @@ class SrpoWorker(ActorRolloutRefWorker):
         metrics: dict[str, float] = {}
         if self.srpo.uses_teacher:
             started = time.perf_counter()
-            tokens = self._score(data) if tu.get_non_tensor_data(data, DISTILL, default=False) else 0
             # Ranks of one sequence-parallel group hold the same rows.
             group = self.actor.engine.get_data_parallel_group()
+            tokens = 0
+            if tu.get_non_tensor_data(data, DISTILL, default=False) and self.srpo.gives_credit:
+                tokens, metrics = give_credit(data, self._score, epsilon=self.srpo.credit_epsilon, group=group)
+            elif tu.get_non_tensor_data(data, DISTILL, default=False):
+                tokens = self._score(data)
             metrics["srpo/teacher_forward_tokens"] = self._reduce(tokens, dist.ReduceOp.SUM, group)
             metrics[TEACHER_TIME] = time.perf_counter() - started
         output = super().update_actor(data)
@@ -153,6 +166,7 @@ class SrpoWorker(ActorRolloutRefWorker):
                 temperature=float(tu.get_non_tensor_data(data, "temperature", default=1.0)),
                 use_remove_padding=bool(self.actor.model_config.get("use_remove_padding", False)),
                 after_forward=lambda: reshard(engine.module),
+                row_field=CREDIT_ROW if self.srpo.gives_credit else SDPO_ROW,
             )
 
     @staticmethod

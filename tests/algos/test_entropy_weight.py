@@ -48,6 +48,23 @@ def test_mean_one_on_the_mask_zero_elsewhere_detached(dtype):
     assert weights[mask].std() > 0.3  # the weighting is not silently off
 
 
+@pytest.mark.parametrize("floor", [0.02, 0.3, 0.9])
+def test_the_floor_by_hand(floor):
+    entropy, mask = random_case()
+    raw = torch.exp(-entropy[mask]).clamp(min=floor)
+    weights = entropy_weights(entropy, mask, floor=floor)
+    torch.testing.assert_close(weights[mask], raw / raw.mean(), atol=1e-14, rtol=1e-13)
+    assert (weights[~mask] == 0).all()
+    # At an entropy nothing else would survive, the floor is what is left.
+    assert entropy_weights(entropy + 5000, mask, floor=floor)[mask].tolist() == pytest.approx([1.0] * int(mask.sum()))
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.0, NAN])
+def test_impossible_floors_raise(floor):
+    with pytest.raises(ValueError, match="floor must be"):
+        entropy_weights(*random_case(), floor=floor)
+
+
 def test_lower_entropy_gets_more_weight():
     entropy, mask = random_case()
     order = entropy[mask].argsort()

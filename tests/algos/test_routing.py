@@ -116,6 +116,16 @@ def test_a_schedule_leads_from_the_routing_to_grpo(routing):
     assert (none.grpo_share_B == 1).all()
 
 
+def test_certain_prompts_can_be_left_out():
+    batch = ([1, 1, 0, 0, 1, 0], list("aabbcc"))
+    feedback = torch.tensor([False, False, True, True, False, False])
+    every = route(*batch, routing="all", feedback_B=feedback)
+    assert every.sdpo_B.tolist() == [True, True, True, True, False, True]
+    uncertain = route(*batch, routing="all", feedback_B=feedback, skip_certain_prompts=True)
+    assert uncertain.sdpo_B.tolist() == [False, False, False, False, False, True]
+    assert torch.equal(uncertain.grpo_share_B, every.grpo_share_B)
+
+
 # --- a routing of the user's own -------------------------------------------------------------------------------------
 
 

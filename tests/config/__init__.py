@@ -2,7 +2,8 @@
 
 from typing import Any
 
-NAMES = ("srpo", "sdpo", "grpo", "srpo_no_dw", "advantage_mix", "sdpo_correct_only", "sdpo_failed_only")
+PAPER = ("srpo", "sdpo", "grpo", "srpo_no_dw", "advantage_mix", "sdpo_correct_only", "sdpo_failed_only")
+NAMES = (*PAPER, "srpo_handover", "sc_sdpo", "rlsd", "opsd", "srpo_memory", "srpo_anneal")
 
 
 def compose(name: str, *overrides: str) -> Any:

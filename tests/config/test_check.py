@@ -174,6 +174,20 @@ def test_fsdp1_sends_merged_weights(change):
     check_run(change(**lora, **{f"{MODEL}.lora.merge": True}))
 
 
+def test_a_memory_or_a_reference_needs_no_sibling(change):
+    for sources in (["sibling", "memory"], ["reference"]):
+        keys = {"srpo.demonstration.sources": sources}
+        if "reference" in sources:
+            keys["srpo.demonstration.reference_column"] = "reward_model.ground_truth"
+        check_run(change(**{f"{ROLLOUT}.n": 1, **keys}))
+        error = refusal(
+            change(**{f"{ROLLOUT}.n": 1, **keys, "srpo.weighting.pass_rate": True, "srpo.routing": "all"}),
+            f"{ROLLOUT}.n",
+            1,
+        )
+        assert "pass rate" in error.remedy
+
+
 def test_feedback_alone_needs_no_sibling(change):
     check_run(change(**{f"{ROLLOUT}.n": 1, "srpo.demonstration.environment_feedback": True}))
     check_run(change(**{f"{ROLLOUT}.n": 2}))

@@ -20,12 +20,23 @@ DEFAULTS = {
     "srpo.distillation.divergence_alpha": 0.5,
     "srpo.distillation.tail": True,
     "srpo.distillation.is_clip": 2.0,
+    "srpo.schedule.kind": "constant",
+    "srpo.schedule.start": 10,
+    "srpo.schedule.end": 40,
     "srpo.weighting.beta": 1.0,
+    "srpo.weighting.floor": 0.0,
+    "srpo.weighting.pass_rate": False,
     "srpo.advantage_mix.lambda": 0.9,
     "srpo.fixed_negative.advantage": 0.5,
+    "srpo.credit": "none",
+    "srpo.teacher_ratio.epsilon": 0.5,
     "srpo.teacher.kind": "ema",
     "srpo.teacher.ema_rate": 0.05,
     "srpo.teacher.cpu_offload": None,
+    "srpo.demonstration.sources": ["sibling"],
+    "srpo.demonstration.memory.per_prompt": 4,
+    "srpo.demonstration.memory.max_prompts": 10000,
+    "srpo.demonstration.reference_column": None,
     "srpo.demonstration.select": "first",
     "srpo.demonstration.strip_thinking": True,
     "srpo.demonstration.max_prompt_tokens": 10240,
@@ -39,13 +50,23 @@ NUMBERS = [
     "srpo.distillation.divergence_alpha",
     "srpo.distillation.is_clip",
     "srpo.weighting.beta",
+    "srpo.weighting.floor",
     "srpo.advantage_mix.lambda",
     "srpo.fixed_negative.advantage",
+    "srpo.teacher_ratio.epsilon",
     "srpo.teacher.ema_rate",
     "srpo.budget.stop_at_hours",
 ]
-INTEGERS = ["srpo.distillation.top_k", "srpo.demonstration.max_prompt_tokens"]
+INTEGERS = [
+    "srpo.distillation.top_k",
+    "srpo.schedule.start",
+    "srpo.schedule.end",
+    "srpo.demonstration.memory.per_prompt",
+    "srpo.demonstration.memory.max_prompts",
+    "srpo.demonstration.max_prompt_tokens",
+]
 FLAGS = [
+    "srpo.weighting.pass_rate",
     "srpo.distillation.tail",
     "srpo.teacher.cpu_offload",
     "srpo.demonstration.strip_thinking",
@@ -64,21 +85,27 @@ CHOICES = {
         "keep_negative",
         "fixed_negative",
     ),
+    "srpo.schedule.kind": ("constant", "linear"),
+    "srpo.credit": ("none",),
     "srpo.teacher.kind": ("ema", "frozen", "live"),
     "srpo.demonstration.select": ("first", "random", "shortest"),
 }
 LISTS = ["srpo.budget.hours"]
+OTHERS = ["srpo.demonstration.sources", "srpo.demonstration.reference_column"]
 NULLABLE = [
     "srpo.distillation.top_k",
     "srpo.distillation.is_clip",
     "srpo.teacher.cpu_offload",
+    "srpo.demonstration.reference_column",
     "srpo.budget.stop_at_hours",
 ]
 GROUPS = [
     "distillation",
+    "schedule",
     "weighting",
     "advantage_mix",
     "fixed_negative",
+    "teacher_ratio",
     "teacher",
     "demonstration",
     "budget",
@@ -118,7 +145,7 @@ def test_the_defaults_are_those_of_the_interface():
 
 
 def test_the_lists_above_cover_every_key():
-    assert sorted([*NUMBERS, *INTEGERS, *FLAGS, *CHOICES, *LISTS]) == sorted(DEFAULTS)
+    assert sorted([*NUMBERS, *INTEGERS, *FLAGS, *CHOICES, *LISTS, *OTHERS]) == sorted(DEFAULTS)
 
 
 def test_parse_puts_every_value_where_its_name_says():
@@ -132,10 +159,19 @@ def test_parse_puts_every_value_where_its_name_says():
                 "srpo.distillation.divergence_alpha": 0.125,
                 "srpo.distillation.tail": False,
                 "srpo.distillation.is_clip": 3.5,
+                "srpo.schedule.kind": "linear",
+                "srpo.schedule.start": 3,
+                "srpo.schedule.end": 11,
                 "srpo.weighting.beta": 0.75,
+                "srpo.weighting.floor": 0.03125,
+                "srpo.weighting.pass_rate": True,
                 "srpo.advantage_mix.lambda": 0.625,
                 "srpo.teacher.ema_rate": 0.375,
                 "srpo.teacher.cpu_offload": True,
+                "srpo.demonstration.sources": ["memory", "sibling", "reference"],
+                "srpo.demonstration.memory.per_prompt": 5,
+                "srpo.demonstration.memory.max_prompts": 6,
+                "srpo.demonstration.reference_column": "extra_info.solution",
                 "srpo.demonstration.select": "shortest",
                 "srpo.demonstration.strip_thinking": False,
                 "srpo.demonstration.max_prompt_tokens": 77,
@@ -149,9 +185,13 @@ def test_parse_puts_every_value_where_its_name_says():
     assert (config.routing, config.success_threshold, config.mix_lambda) == ("advantage_mix", 0.25, 0.625)
     assert vars(config.distillation) == {"top_k": 7, "divergence_alpha": 0.125, "tail": False, "is_clip": 3.5}
     assert vars(config.kernels) == {"compile": True}
-    assert vars(config.weighting) == {"beta": 0.75}
+    assert vars(config.schedule) == {"kind": "linear", "start": 3, "end": 11}
+    assert vars(config.weighting) == {"beta": 0.75, "floor": 0.03125, "pass_rate": True}
     assert vars(config.teacher) == {"kind": "ema", "ema_rate": 0.375, "cpu_offload": True}
-    assert vars(config.demonstration) == {
+    assert vars(config.demonstration.memory) == {"per_prompt": 5, "max_prompts": 6}
+    assert {name: value for name, value in vars(config.demonstration).items() if name != "memory"} == {
+        "sources": ("memory", "sibling", "reference"),
+        "reference_column": "extra_info.solution",
         "select": "shortest",
         "strip_thinking": False,
         "max_prompt_tokens": 77,
@@ -202,6 +242,8 @@ def test_every_documented_choice_is_accepted(key, value):
         ("srpo.distillation.divergence_alpha", 0),
         ("srpo.distillation.divergence_alpha", 1),
         ("srpo.weighting.beta", 0),
+        ("srpo.weighting.floor", 0),
+        ("srpo.weighting.floor", 0.999),
         ("srpo.teacher.ema_rate", 1),
         ("srpo.success_threshold", -3),
         ("srpo.demonstration.max_prompt_tokens", 1),
@@ -325,6 +367,12 @@ def test_null_only_where_it_means_something(key):
         ("srpo.distillation.is_clip", 0),
         ("srpo.distillation.is_clip", -2.0),
         ("srpo.weighting.beta", -1e-9),
+        ("srpo.weighting.floor", -1e-9),
+        ("srpo.weighting.floor", 1),
+        ("srpo.schedule.start", -1),
+        ("srpo.schedule.end", 0),
+        ("srpo.demonstration.memory.per_prompt", 0),
+        ("srpo.demonstration.memory.max_prompts", 0),
         ("srpo.teacher.ema_rate", 0),
         ("srpo.teacher.ema_rate", 1.001),
         ("srpo.demonstration.max_prompt_tokens", 0),
@@ -350,7 +398,11 @@ OTHER = {  # another valid value of every key
     "srpo.distillation.divergence_alpha": 0.25,
     "srpo.distillation.tail": False,
     "srpo.distillation.is_clip": None,
+    "srpo.schedule.kind": "linear",
     "srpo.weighting.beta": 0.0,
+    "srpo.weighting.floor": 0.1,
+    "srpo.weighting.pass_rate": True,
+    "srpo.demonstration.sources": ["sibling", "memory"],
     "srpo.teacher.kind": "frozen",
     "srpo.teacher.ema_rate": 0.1,
     "srpo.teacher.cpu_offload": True,
@@ -414,6 +466,99 @@ def test_a_live_teacher_has_nothing_to_offload():
     error = refusal({"srpo.teacher.kind": "live", "srpo.teacher.cpu_offload": True}, "srpo.teacher.cpu_offload")
     assert "srpo.teacher.kind=live" in error.remedy
     parse(with_values({"srpo.teacher.kind": "frozen", "srpo.teacher.cpu_offload": True}))
+
+
+@pytest.mark.parametrize(("key", "value"), [("srpo.schedule.start", 5), ("srpo.schedule.end", 50)])
+def test_the_steps_of_a_schedule_need_a_line_between_them(key, value):
+    assert "kind=linear" in refusal({key: value}, key).remedy
+    parse(with_values({"srpo.schedule.kind": "linear", key: value}))
+
+
+@pytest.mark.parametrize("end", [1, 10])
+def test_a_schedule_ends_after_it_starts(end):
+    error = refusal({"srpo.schedule.kind": "linear", "srpo.schedule.end": end}, "srpo.schedule.end")
+    assert "srpo.schedule.start=10" in error.remedy
+
+
+def test_the_coefficient_by_step():
+    assert [parse(default_values()).schedule.coefficient(step) for step in (1, 100)] == [1.0, 1.0]
+    schedule = parse(with_values({"srpo.schedule.kind": "linear"})).schedule
+    assert [schedule.coefficient(step) for step in (1, 10, 25, 40, 41)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+
+
+CREDIT = {"srpo.routing": "none", "srpo.credit": "teacher_ratio"}
+
+
+@pytest.mark.parametrize("routing", [name for name in CHOICES["srpo.routing"] if name != "none"])
+def test_credit_goes_with_routing_none_alone(routing):
+    error = refusal({**CREDIT, "srpo.routing": routing}, "srpo.credit")
+    assert "srpo.routing=none" in error.remedy
+    assert routing in error.remedy
+
+
+def test_credit_has_a_teacher_and_nothing_to_distil():
+    config = parse(with_values({**CREDIT, "srpo.teacher_ratio.epsilon": 0.25, "srpo.teacher.kind": "frozen"}))
+    assert (config.uses_teacher, config.needs_teacher_copy, config.distils) == (True, True, False)
+    assert (config.credit, config.credit_epsilon, config.distillation.top_k) == ("teacher_ratio", 0.25, 1)
+    for key in ("srpo.distillation.top_k", "srpo.weighting.beta", "srpo.weighting.pass_rate", "srpo.schedule.kind"):
+        assert "no effect" in refusal({**CREDIT, key: OTHER[key]}, key).remedy
+    for key in ("srpo.teacher.ema_rate", "srpo.demonstration.select", "srpo.demonstration.sources"):
+        parse(with_values({**CREDIT, key: OTHER[key]}))
+
+
+def test_epsilon_needs_credit():
+    key = "srpo.teacher_ratio.epsilon"
+    for routing in ("sample", "none"):
+        assert "credit=teacher_ratio" in refusal({"srpo.routing": routing, key: 0.25}, key).remedy
+    for value in (0, 1, -0.5):
+        refusal({**CREDIT, key: value}, key)
+
+
+def test_a_floor_needs_weights_that_differ():
+    error = refusal({"srpo.weighting.beta": 0, "srpo.weighting.floor": 0.1}, "srpo.weighting.floor")
+    assert "srpo.weighting.beta=0" in error.remedy
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], "sibling", ["sibling", "sibling"], ["memory", "teacher"], [None], [["sibling"]], {"sibling": 1}, None],
+)
+def test_sources_are_a_list_of_names_each_once(value):
+    error = refusal({"srpo.demonstration.sources": value}, "srpo.demonstration.sources")
+    for source in ("sibling", "memory", "reference"):
+        assert source in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "value"),
+    [
+        ("memory", "memory.per_prompt", 2),
+        ("memory", "memory.max_prompts", 50),
+        ("reference", "reference_column", "solution"),
+        ("sibling", "select", "random"),
+    ],
+)
+def test_a_setting_of_a_source_needs_the_source(source, key, value):
+    key = f"srpo.demonstration.{key}"
+    column = {"srpo.demonstration.reference_column": "solution"}
+    others = [other for other in ("sibling", "memory", "reference") if other != source]
+    known = column if "reference" in others else {}
+    assert f"source {source}" in refusal({"srpo.demonstration.sources": others, **known, key: value}, key).remedy
+    parse(with_values({"srpo.demonstration.sources": ["sibling", "memory", "reference"], **column, key: value}))
+
+
+def test_the_source_reference_needs_a_column():
+    sources = {"srpo.demonstration.sources": ["reference"]}
+    assert "column" in refusal(sources, "srpo.demonstration.reference_column").remedy
+    for wrong in ("", "a..b", ".a", 3, ["a"]):
+        refusal({**sources, "srpo.demonstration.reference_column": wrong}, "srpo.demonstration.reference_column")
+
+
+def test_a_memory_that_pass_rate_weights_leave_nothing_to():
+    changes = {"srpo.weighting.pass_rate": True, "srpo.demonstration.sources": ["sibling", "memory"]}
+    assert "weight 0" in refusal(changes, "srpo.demonstration.sources").remedy
+    parse(with_values({**changes, "srpo.routing": "all"}))
+    parse(with_values({**changes, "srpo.demonstration.sources": ["memory", "sibling"]}))
 
 
 def test_the_full_vocabulary_has_no_tail():

@@ -78,7 +78,9 @@ def documents(line, key, value):
     """Whether a line names the key in backticks and its default as the next word."""
     _, tick, rest = line.partition(f"`{key}`")
     if isinstance(value, list):
-        return bool(tick) and rest.lstrip(" |").startswith(f"`{value}`")
+        return bool(tick) and rest.lstrip(" |").startswith(
+            f"`{yaml.safe_dump(value, default_flow_style=True).strip()}`"
+        )
     words = [word.strip(".") for word in re.split(r"[^\w.+-]+", rest) if word.strip(".")]
     return bool(tick) and bool(words) and words[0] in spellings(value)
 
@@ -105,6 +107,7 @@ def test_the_documentation_checker_can_fail():
     assert not documents("| `srpo.ab` | `0.5` |", "srpo.a", 0.5)
     assert documents("| `srpo.a` | `[1, 5]` | x", "srpo.a", [1, 5])
     assert not documents("| `srpo.a` | `[1, 5, 10]` | x", "srpo.a", [1, 5])
+    assert documents("| `srpo.a` | `[one]` | x", "srpo.a", ["one"])
 
 
 # --- composition on stock veRL ---------------------------------------------------------------------------------------
@@ -157,6 +160,17 @@ DIFFERENCES = {
     "advantage_mix": {ROUTING: ("sample", "advantage_mix"), BETA: (1.0, 0.0)},
     "sdpo_correct_only": {ROUTING: ("sample", "correct_only"), **SDPO},
     "sdpo_failed_only": {ROUTING: ("sample", "failed_only"), **SDPO},
+    "srpo_handover": {ROUTING: ("sample", "handover")},
+    "sc_sdpo": {ROUTING: ("sample", "all"), **SDPO, "srpo.weighting.pass_rate": (False, True)},
+    "opsd": {
+        ROUTING: ("sample", "all"),
+        **SDPO,
+        "srpo.demonstration.sources": (["sibling"], ["reference"]),
+        "srpo.demonstration.reference_column": (None, "reward_model.ground_truth"),
+    },
+    "rlsd": {ROUTING: ("sample", "none"), "srpo.credit": ("none", "teacher_ratio")},
+    "srpo_memory": {"srpo.demonstration.sources": (["sibling"], ["sibling", "memory"])},
+    "srpo_anneal": {"srpo.schedule.kind": ("constant", "linear")},
 }
 
 

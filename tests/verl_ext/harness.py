@@ -53,6 +53,7 @@ class Case:
     rejected: list[tuple[int, int]] = field(default_factory=list)
     # (row, position) -> another id for this response token.
     tokens: dict[tuple[int, int], int] = field(default_factory=dict)
+    rewards: list[float] = field(default_factory=lambda: list(REWARDS))
 
 
 def batch_tensors(tokens: dict[tuple[int, int], int] | None = None) -> dict[str, list[torch.Tensor]]:
@@ -128,7 +129,8 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
     from verl.utils import tensordict_utils as tu
     from verl.workers.utils.padding import response_from_nested
 
-    from srpo_verl.functional import group_advantages, route_samples
+    from srpo_verl.config.schema import parse
+    from srpo_verl.functional import Routing, group_advantages, route_samples
     from srpo_verl.verl_ext import schema
     from srpo_verl.verl_ext.nested import filler, jagged
 
@@ -136,17 +138,20 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
     worker = _worker(config)
 
     every = batch_tensors(case.tokens)
-    rewards = torch.tensor(REWARDS)
-    routing = route_samples(
-        rewards,
-        GROUPS,
-        routing=config.srpo.routing,
-        mix_lambda=config.srpo.advantage_mix["lambda"],
-        negative_advantage=config.srpo.fixed_negative.advantage,
-    )
-    advantages = group_advantages(rewards, GROUPS)
-    # What SrpoTrainer does to the estimator's advantages.
-    advantages = torch.where(routing.advantage_B.isnan(), advantages, routing.advantage_B)
+    rewards, srpo = torch.tensor(case.rewards), parse(config.srpo)
+
+    def routing_of(step: int) -> Routing:
+        return route_samples(
+            rewards,
+            GROUPS,
+            routing=srpo.routing,
+            step=step,
+            coefficient=srpo.schedule.coefficient(step),
+            skip_certain_prompts=srpo.weighting.pass_rate,
+            mix_lambda=srpo.mix_lambda,
+            negative_advantage=srpo.negative_advantage,
+        )
+
     rows_of_rank = case.rows_of_rank or [list(range(r, len(REWARDS), world_size)) for r in range(world_size)]
     rows = rows_of_rank[rank]
 
@@ -159,8 +164,13 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
         if row in rows:
             kept[rows.index(row)][position] = 0
 
-    def fresh_batch(**flags: Any) -> TensorDict:
+    def fresh_batch(routing: Routing, **flags: Any) -> TensorDict:
+        # What SrpoTrainer does to the estimator's advantages.
+        own = group_advantages(rewards, GROUPS)
+        advantages = torch.where(routing.advantage_B.isnan(), own, routing.advantage_B)
         input_ids = [torch.cat([every["prompts"][row], every["responses"][row]]) for row in rows]
+        # The rows whose teacher is asked, as Router says: all that have one, or the distilled ones.
+        asks_B = routing.teacher_B & routing.grpo_B if srpo.gives_credit else routing.sdpo_B
         columns = {
             "prompts": column("prompts"),
             "responses": column("responses"),
@@ -174,9 +184,14 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             schema.SDPO_SHARE: routing.sdpo_share_B[rows],
             schema.GRPO_SHARE: routing.grpo_share_B[rows],
             schema.TEACHER_INPUT_IDS: jagged(
-                [every["teacher"][row] if routing.sdpo_B[row] else filler(torch.int64) for row in rows]
+                [every["teacher"][row] if asks_B[row] else filler(torch.int64) for row in rows]
             ),
         }
+        if srpo.gives_credit:
+            columns[schema.CREDIT_ROW] = asks_B[rows]
+        if srpo.weighting.pass_rate:
+            columns[schema.PASS_RATE] = routing.pass_rate_B[rows].float()
+            columns[schema.GROUP] = torch.tensor([sorted(set(GROUPS)).index(GROUPS[row]) for row in rows])
         return tu.get_tensordict(columns, non_tensor_dict={"temperature": TEMPERATURE, **flags})
 
     metrics: list[dict[str, float]] = []
@@ -188,9 +203,11 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             saved = _weights(worker)
             worker = _worker(config)
             worker.load_checkpoint(str(out / case.name / "actor"))
-        distill = bool(routing.sdpo_B.any())
-        has_support = distill and config.srpo.distillation.top_k is not None
-        log_prob_batch = fresh_batch(calculate_entropy=True, compute_loss=False, **{schema.WANT_SUPPORT: has_support})
+        routing = routing_of(step + 1)
+        distill = bool(routing.sdpo_B.any()) or srpo.gives_credit
+        has_support = distill and srpo.distils and config.srpo.distillation.top_k is not None
+        flags = {schema.WANT_SUPPORT: has_support}
+        log_prob_batch = fresh_batch(routing, calculate_entropy=True, compute_loss=False, **flags)
         # Under sequence parallelism the ranks hold the same rows, and one of them answers.
         answer = [worker.compute_log_prob(log_prob_batch)]
         if worker.actor.engine.use_ulysses_sp:
@@ -199,6 +216,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             )
         output = answer[0]
         batch = fresh_batch(
+            routing,
             calculate_entropy=False,
             global_batch_size=case.mini_batch_size,
             mini_batch_size=case.mini_batch_size,
@@ -215,7 +233,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             lora = bool(config.actor_rollout_ref.model.lora_rank)
             compute = worker.compute_log_prob if lora else worker.compute_ref_log_prob
             flags = {"no_lora_adapter": True} if lora else {}
-            reference = compute(fresh_batch(calculate_entropy=False, compute_loss=False, **flags))
+            reference = compute(fresh_batch(routing, calculate_entropy=False, compute_loss=False, **flags))
             batch["ref_log_prob"] = response_from_nested(reference["log_probs"], batch["response_mask"])
         if has_support:
             batch[schema.SUPPORT] = output[schema.SUPPORT]

@@ -29,6 +29,12 @@ def run(
     adam_eps: float,
     ema_rate: float,
     beta: float = 1.0,
+    floor: float = 0.0,
+    coefficients: list[float] | None = None,
+    pass_rates: list[float] | None = None,
+    groups: list[str] | None = None,
+    credit_rows: list[bool] | None = None,
+    credit_epsilon: float = 0.0,
     clip_grad: float = 1.0,
     teacher_kind: str = "ema",
     mini_batches: list[list[int]] | None = None,
@@ -39,7 +45,9 @@ def run(
 ) -> dict[str, Any]:
     """Returns metrics per step, final student and teacher weights. Defaults are the paper's (Table 3).
 
-    `grpo` and `sdpo` are g and d of every row.
+    `grpo` and `sdpo` are g and d of every row; `coefficients`, one for every step, lead them to GRPO. With the rows'
+    `pass_rates`, d is multiplied by the weight of the row's prompt, of which `groups` are the names.
+    The teacher scales the advantages of `credit_rows`, token by token, by at most 1 - or + `credit_epsilon`.
 
     With `adapter`, weights A and B by peft's names, only they are trained and averaged, and they are what is returned;
     `merged` is then the student with scale * B A added to its weights.
@@ -69,7 +77,12 @@ def run(
         log_p = response_log_probs(student, batch["prompts"][row], response)
         return log_p, log_p[torch.arange(len(response)), response]
 
-    for _ in range(steps):
+    full_grpo, full_sdpo = grpo, sdpo
+    for step in range(steps):
+        if coefficients is not None:
+            # A mixture of the routing with GRPO, where every row has g = 1 and d = 0.
+            s = coefficients[step]
+            grpo, sdpo = [s * g + (1 - s) for g in full_grpo], [s * d for d in full_sdpo]
         scorer = student if teacher_kind == "live" else teacher
         # Old policy, support and teacher are those before the first optimizer step of the training step.
         with torch.no_grad():
@@ -80,15 +93,16 @@ def run(
                     batch["responses"][row],
                 )
                 for row in every_row
-                if sdpo[row] > 0
+                if sdpo[row] > 0 or (credit_rows is not None and credit_rows[row])
             }
             before = {row: sampled_log_probs(row) for row in every_row}
         entries = []
         for rows in mini_batches or [every_row]:
             num_tokens = sum(int(batch["response_mask"][row].sum()) for row in rows)
             distilled = [row for row in rows if sdpo[row] > 0]
+            prompt_weights = _prompt_weights(distilled, pass_rates, groups)
             raw_weights = {
-                row: torch.exp(beta * (teacher_log_probs[row].exp() * teacher_log_probs[row]).sum(-1))
+                row: torch.exp(beta * (teacher_log_probs[row].exp() * teacher_log_probs[row]).sum(-1)).clamp(min=floor)
                 * batch["response_mask"][row]
                 for row in distilled
             }
@@ -105,10 +119,16 @@ def run(
                 correction = batch["rollout_is_weights"][row].double() * kept
                 ratio = torch.exp(sampled - old)
                 if grpo[row] > 0:
-                    advantage = advantages[row]
+                    advantage = torch.full_like(ratio.detach(), advantages[row])
+                    if credit_rows is not None and credit_rows[row]:
+                        log_q = teacher_log_probs[row][torch.arange(len(old)), batch["responses"][row]]
+                        by_teacher = torch.exp(log_q) / torch.exp(old)
+                        if advantages[row] < 0:
+                            by_teacher = 1 / by_teacher
+                        advantage = advantage * by_teacher.clamp(1 - credit_epsilon, 1 + credit_epsilon)
                     token = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
-                    if advantage < 0:
-                        token = torch.minimum(token, torch.full_like(token, -3.0 * advantage))
+                    if advantages[row] < 0:
+                        token = torch.minimum(token, -3.0 * advantage)
                     bound = torch.where(ratio < 0.8, 0.8, torch.where(ratio > 1.28, 1.28, ratio)).detach()
                     binds, caps = -advantage * bound > -advantage * ratio, (advantage < 0) & (ratio.clamp(min=0.8) > 3)
                     clipping.append(torch.stack([binds, caps, old - sampled]).T.detach()[mask.bool() & kept])
@@ -126,7 +146,10 @@ def run(
                     divergence = _jensen_shannon(log_p, teacher_log_probs[row], support)
                     weight = raw_weights[row] / mean_weight
                     truncated = ratio.detach().clamp(max=2.0)
-                    sdpo_sum = sdpo_sum + sdpo[row] * (weight * divergence * truncated * correction * mask).sum()
+                    sdpo_sum = (
+                        sdpo_sum
+                        + sdpo[row] * prompt_weights[row] * (weight * divergence * truncated * correction * mask).sum()
+                    )
                     divergence_sum = divergence_sum + (divergence.detach() * mask).sum()
 
             grpo_loss, sdpo_loss = grpo_sum / num_tokens, sdpo_sum / num_tokens
@@ -181,6 +204,17 @@ def run(
         }
         return {"metrics": history, **final, "merged": _merged(student)}
     return {"metrics": history, "student": _weights(student), "teacher": _weights(teacher)}
+
+
+def _prompt_weights(
+    distilled: list[int], pass_rates: list[float] | None, groups: list[str] | None
+) -> dict[int, float]:
+    """sqrt(p (1 - p)) of the row's prompt over its mean over the prompts that distil; 1 without pass rates."""
+    if pass_rates is None or groups is None:
+        return dict.fromkeys(distilled, 1.0)
+    of_prompt = {groups[row]: (pass_rates[row] * (1 - pass_rates[row])) ** 0.5 for row in distilled}
+    mean = sum(of_prompt.values()) / max(1, len(of_prompt))
+    return {row: of_prompt[groups[row]] / mean for row in distilled}
 
 
 def _jensen_shannon(log_p: torch.Tensor, log_q: torch.Tensor, support: torch.Tensor | None) -> torch.Tensor:

@@ -17,7 +17,10 @@ from tests.verl_ext.test_update import (
     FSDP1,
     FSDP2,
     PADDED,
+    RICH,
+    RICH_ORACLE,
     SDPO_ON_RANK_0,
+    UNEVEN,
     assert_same,
     fixed,
     oracle,
@@ -61,6 +64,7 @@ TWO_RANKS = [
 KINDS = [
     Case("frozen", ["srpo.teacher.kind=frozen"], resume=True),
     Case("live", ["srpo.teacher.kind=live"]),
+    Case("rich", [*RICH, *FSDP2, *MERGE], rewards=UNEVEN),
 ]
 # veRL's reference is then the actor with its adapters switched off.
 KL_COEF = 2.0
@@ -127,8 +131,9 @@ def test_ways_of_computing_change_nothing(results, expected, name):
 
 
 @pytest.mark.parametrize("name", names(KINDS))
-def test_the_other_teachers(results, model, adapter, name):
-    expected = lora_oracle(model, adapter, teacher_kind=name)
+def test_the_other_teachers_and_the_options_of_routing(results, model, adapter, name):
+    settings = RICH_ORACLE if name == "rich" else {"teacher_kind": name}
+    expected = lora_oracle(model, adapter, **settings)
     if name == "live":
         expected["teacher"] = {}
     assert results[name]["teacher"].keys() == expected["teacher"].keys()

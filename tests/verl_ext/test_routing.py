@@ -7,10 +7,8 @@ import torch
 
 from srpo_verl.algos.routing import ROUTINGS
 from srpo_verl.config.schema import default_values, parse
-from srpo_verl.teacher.dialogue import DialogueText
-from srpo_verl.verl_ext.routing import Rollouts, Router
-
-LIMIT = 200
+from srpo_verl.verl_ext.routing import Router
+from tests.verl_ext.batches import LIMIT, MIXED, TEXT, decode, render, rollouts, shown
 
 
 def settings(routing="sample", **demonstration):
@@ -22,40 +20,8 @@ def settings(routing="sample", **demonstration):
     return parse(values)
 
 
-def decode(ids):
-    return "".join(map(chr, ids))
-
-
-TEXT = DialogueText(lambda ids, skip_special_tokens: decode(ids), ["<|end|>"])
-
-
-def render(messages, tools):
-    return [ord(letter) for part in [*tools, *messages] for letter in part["content"]]
-
-
 def router(routing="sample", seed=0, **demonstration):
     return Router(settings(routing, **demonstration), TEXT, render, seed)
-
-
-def rollouts(rows):
-    """Rows (group, session, reward, text[, feedback]); the question of a group is its name."""
-    rows = [(*row, "")[:5] for row in rows]
-    return Rollouts(
-        keys=[f"{group}_{session}_0" for group, session, *_ in rows],
-        uids=[group for group, *_ in rows],
-        rewards_B=torch.tensor([row[2] for row in rows]),
-        responses=[torch.tensor([ord(letter) for letter in row[3]], dtype=torch.int64) for row in rows],
-        response_masks=[torch.ones(len(row[3]), dtype=torch.int64) for row in rows],
-        messages=[[{"role": "user", "content": f"Question {row[0]}"}] for row in rows],
-        tools=[[]] * len(rows),
-        feedback=[row[4] for row in rows],
-    )
-
-
-def shown(routed, row):
-    """The demonstration in a row's teacher prompt."""
-    text = decode(routed.reprompts[row].token_ids)
-    return text.split("Correct solution:\n\n")[1].split("\n\nCorrectly solve")[0]
 
 
 def siblings(routed, keys):
@@ -68,17 +34,6 @@ def siblings(routed, keys):
 
 # The paper's example: G=8, y_2 and y_5 correct.
 EXAMPLE = [("q", session, 1.0 if session in (2, 5) else 0.0, f"answer {session}") for session in range(8)]
-MIXED = [
-    ("a-1", 0, 0.0, "a zero"),
-    ("a-1", 1, 1.0, "a one, correct"),
-    ("a-1", 2, 0.5, "a two, correct at the threshold"),
-    ("b_2", 0, 0.4, "b zero"),
-    ("b_2", 1, 0.0, "b one"),
-    ("b_2", 2, 0.0, "b two"),
-    ("c", 0, 0.0, "c zero"),
-    ("c", 1, 0.0, "c one"),
-    ("c", 2, 1.0, "c two"),
-]
 PERMUTATIONS = [torch.randperm(len(MIXED), generator=torch.Generator().manual_seed(s)).tolist() for s in range(6)]
 
 
@@ -308,6 +263,12 @@ def test_the_metrics_by_hand():
             "srpo/frac_sdpo": 2 / 8,
             "srpo/frac_grpo": 6 / 8,
             "srpo/frac_teacher_available": 4 / 8,  # a1, a2, d0, d1
+            "srpo/distillation_coefficient": 1.0,
+            "srpo/frac_credit": 0.0,
+            "srpo/frac_shown_sibling": 2 / 8,
+            "srpo/frac_shown_memory": 0.0,
+            "srpo/frac_shown_reference": 0.0,
+            "srpo/frac_shown_feedback": 0.0,
             "srpo/sdpo_share_mean": 2 / 8,
             "srpo/grpo_share_mean": 6 / 8,
             "srpo/frac_all_failed_groups": 1 / 4,  # b
@@ -345,6 +306,12 @@ def test_a_step_without_any_correct_rollout():
         "srpo/frac_sdpo": 0.0,
         "srpo/frac_grpo": 1.0,
         "srpo/frac_teacher_available": 0.0,
+        "srpo/distillation_coefficient": 1.0,
+        "srpo/frac_credit": 0.0,
+        "srpo/frac_shown_sibling": 0.0,
+        "srpo/frac_shown_memory": 0.0,
+        "srpo/frac_shown_reference": 0.0,
+        "srpo/frac_shown_feedback": 0.0,
         "srpo/sdpo_share_mean": 0.0,
         "srpo/grpo_share_mean": 1.0,
         "srpo/frac_all_failed_groups": 1.0,

@@ -92,15 +92,57 @@ SETTINGS = [
     ),
     Case("routing-of-the-user", [*EMA, "srpo.routing=tests.verl_ext.own_routing:my_routing"]),
 ]
-# Shares that are neither 0 nor 1, whatever the layout: a row's share must travel with the row.
-HANDOVER = [*EMA, "srpo.routing=handover"]
-FRACTIONAL_ONE_RANK = [
-    Case("handover-fsdp2-packed-1", [*HANDOVER, *FSDP2, *fixed(1)]),
-    Case("handover-fsdp1-padded-8", [*HANDOVER, *FSDP1, *PADDED, *fixed(8)]),
+# Two prompts of different pass rates. The richest set of options: shares that are neither 0 nor 1, a coefficient
+# of 1 and then 1/2, a floor that some weights touch, prompts weighted. A row's share must travel with the row.
+UNEVEN = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+RICH = [
+    *EMA,
+    "srpo.routing=handover",
+    "srpo.weighting.floor=0.02",
+    "srpo.weighting.pass_rate=true",
+    "srpo.schedule.kind=linear",
+    "srpo.schedule.start=1",
+    "srpo.schedule.end=3",
 ]
-FRACTIONAL_TWO_RANKS = [
-    Case("2-handover-fsdp2-packed-dynamic", [*HANDOVER, *FSDP2], SDPO_ON_RANK_0),
-    Case("2-handover-fsdp1-packed-4", [*HANDOVER, *FSDP1, *fixed(4)]),
+CREDIT = [
+    *EMA,
+    "srpo.routing=none",
+    "srpo.credit=teacher_ratio",
+    "srpo.teacher_ratio.epsilon=0.3",
+    "srpo.distillation.top_k=100",
+]
+CREDIT_ONE_RANK = [Case("credit-fsdp2-packed-1", [*CREDIT, *FSDP2, *fixed(1)])]
+CREDIT_TWO_RANKS = [
+    Case("2-credit-fsdp1-padded-4", [*CREDIT, *FSDP1, *PADDED, *fixed(4)]),
+    Case("2-credit-fsdp2-packed-dynamic", [*CREDIT, *FSDP2], SDPO_ON_RANK_0),
+]
+RICH_ORACLE = {
+    "routing": "handover",
+    "rewards": UNEVEN,
+    "by_pass_rate": True,
+    "floor": 0.02,
+    "coefficients": [1.0, 0.5],
+}
+RICH_ONE_RANK = [
+    Case("rich-fsdp2-packed-1", [*RICH, *FSDP2, *fixed(1)], rewards=UNEVEN),
+    Case("rich-fsdp1-padded-8", [*RICH, *FSDP1, *PADDED, *fixed(8)], rewards=UNEVEN),
+]
+RICH_TWO_RANKS = [
+    Case("2-rich-fsdp2-packed-dynamic", [*RICH, *FSDP2], SDPO_ON_RANK_0, rewards=UNEVEN),
+    Case("2-rich-fsdp1-packed-4", [*RICH, *FSDP1, *fixed(4)], rewards=UNEVEN),
+]
+OPTIONS = [
+    Case("floor", [*EMA, "srpo.weighting.floor=0.02"]),
+    Case("pass-rate", [*EMA, "srpo.routing=all", "srpo.weighting.pass_rate=true"], rewards=UNEVEN),
+    Case(
+        "pass-rate-two-optimizer-steps",
+        [*EMA, "srpo.routing=all", "srpo.weighting.pass_rate=true"],
+        [[0, 1, 2, 4, 3, 5, 6, 7]],
+        mini_batch_size=4,
+        rewards=UNEVEN,
+    ),
+    Case("schedule", [*EMA, "srpo.schedule.kind=linear", "srpo.schedule.start=1", "srpo.schedule.end=3"]),
+    Case("schedule-over", [*EMA, "srpo.schedule.kind=linear", "srpo.schedule.start=1", "srpo.schedule.end=2"]),
 ]
 
 
@@ -114,46 +156,67 @@ def results(model, tmp_path_factory):
     """Every case, computed once: one group of processes per world size."""
     out = tmp_path_factory.mktemp("results")
     one = harness.run_cases(
-        [*ONE_RANK, *ONE_RANK_BF16, *SETTINGS, *MASKED_SPANS, *FRACTIONAL_ONE_RANK, *REJECTION], 1, model, out
+        [
+            *ONE_RANK,
+            *ONE_RANK_BF16,
+            *SETTINGS,
+            *MASKED_SPANS,
+            *REJECTION,
+            *RICH_ONE_RANK,
+            *CREDIT_ONE_RANK,
+            *OPTIONS,
+        ],
+        1,
+        model,
+        out,
     )
     return one | harness.run_cases(
-        [*TWO_RANKS, *TWO_RANKS_BF16, *FRACTIONAL_TWO_RANKS, *REJECTION_TWO_RANKS], 2, model, out
+        [*TWO_RANKS, *TWO_RANKS_BF16, *REJECTION_TWO_RANKS, *RICH_TWO_RANKS, *CREDIT_TWO_RANKS], 2, model, out
     )
 
 
-#          row: 0  1  2  3  4  5  6  7; groups AAAABBCC
-CORRECT = [int(reward >= 0.5) for reward in harness.REWARDS]
-TEACHER = [1, 1, 1, 1, 0, 0, 0, 1]  # another row of the group is correct
-PASS_RATE = [2 / 4] * 4 + [0.0] * 2 + [1 / 2] * 2
 LAMBDA, FIXED = 0.7, 0.3
 
 
-def shares(routing):
+def facts(rewards):
+    """(c, m, p) of every row: correct, another row of the group is correct, share of the group that is."""
+    correct = [int(reward >= 0.5) for reward in rewards]
+    groups = [
+        [other for other, name in enumerate(harness.GROUPS) if name == harness.GROUPS[row]]
+        for row in range(len(correct))
+    ]
+    teacher = [int(any(correct[other] for other in groups[row] if other != row)) for row in range(len(correct))]
+    return correct, teacher, [sum(correct[other] for other in group) / len(group) for group in groups]
+
+
+def shares(routing, rewards):
     """(g, d) of every row, written out from the table of docs/algorithm.md."""
-    z = [(1 - c) * m for c, m in zip(CORRECT, TEACHER, strict=True)]
+    correct, teacher, pass_rate = facts(rewards)
+    z = [(1 - c) * m for c, m in zip(correct, teacher, strict=True)]
+    handed = [x * (1 - p) for x, p in zip(z, pass_rate, strict=True)]
     ones, zeros = [1.0] * len(z), [0.0] * len(z)
     return {
         "none": (ones, zeros),
         "sample": ([1 - x for x in z], z),
-        "all": (zeros, TEACHER),
-        "correct_only": (zeros, [m * c for c, m in zip(CORRECT, TEACHER, strict=True)]),
+        "all": (zeros, teacher),
+        "correct_only": (zeros, [m * c for c, m in zip(correct, teacher, strict=True)]),
         "failed_only": (zeros, z),
-        "advantage_mix": ([LAMBDA] * len(z), [(1 - LAMBDA) * m for m in TEACHER]),
-        "handover": (
-            [1 - x * (1 - p) for x, p in zip(z, PASS_RATE, strict=True)],
-            [x * (1 - p) for x, p in zip(z, PASS_RATE, strict=True)],
-        ),
+        "advantage_mix": ([LAMBDA] * len(z), [(1 - LAMBDA) * m for m in teacher]),
+        "handover": ([1 - x for x in handed], handed),
         "keep_negative": (ones, z),
         "fixed_negative": (ones, zeros),
         "own": (ones, [0.5 * x for x in z]),
     }[routing]
 
 
-def oracle(model, routing="sample", tokens=None, **kwargs):
-    grpo, sdpo = shares(routing)
-    advantages = [reward - p for reward, p in zip(harness.REWARDS, PASS_RATE, strict=True)]
+def oracle(model, routing="sample", tokens=None, rewards=harness.REWARDS, by_pass_rate=False, **kwargs):
+    grpo, sdpo = shares(routing, rewards)
+    correct, teacher, pass_rate = facts(rewards)
+    advantages = [reward - p for reward, p in zip(rewards, pass_rate, strict=True)]
     if routing == "fixed_negative":
-        advantages = [-FIXED if m and not c else a for c, m, a in zip(CORRECT, TEACHER, advantages, strict=True)]
+        advantages = [-FIXED if m and not c else a for c, m, a in zip(correct, teacher, advantages, strict=True)]
+    if by_pass_rate:
+        kwargs |= {"pass_rates": pass_rate, "groups": harness.GROUPS}
     settings = {
         "grpo": grpo,
         "sdpo": sdpo,
@@ -256,13 +319,68 @@ def test_bf16_stays_close(results, expected, name):
 
 
 @pytest.fixture(scope="module")
-def expected_handover(model):
-    return oracle(model, "handover")
+def expected_credit(model):
+    taught = [bool(m) for m in facts(harness.REWARDS)[1]]
+    return oracle(model, "none", credit_rows=taught, credit_epsilon=0.3)
 
 
-@pytest.mark.parametrize("name", [case.name for case in [*FRACTIONAL_ONE_RANK, *FRACTIONAL_TWO_RANKS]])
-def test_ways_of_computing_change_nothing_with_shares_between_0_and_1(results, expected_handover, name):
-    assert_same(results[name], expected_handover, tolerance=1e-5)
+@pytest.mark.parametrize("name", [case.name for case in [*CREDIT_ONE_RANK, *CREDIT_TWO_RANKS]])
+def test_credit_is_the_teacher_s_clipped_ratio(results, expected_credit, model, name):
+    assert_same(results[name], expected_credit, tolerance=1e-5)
+    grpo = oracle(model, "none")
+    assert abs(grpo["metrics"][0]["srpo/loss"] - expected_credit["metrics"][0]["srpo/loss"]) > 1e-3
+    for metrics in results[name]["metrics"]:
+        assert 0.7 < metrics["srpo/credit_mean"] < 1.3
+        assert 0 < metrics["srpo/frac_credit_clipped"] < 1
+        assert (
+            metrics["srpo/teacher_forward_tokens"]
+            == results["routing-all"]["metrics"][0]["srpo/teacher_forward_tokens"]
+        )
+        assert "srpo/weight_mean" not in metrics
+
+
+@pytest.fixture(scope="module")
+def expected_rich(model):
+    return oracle(model, **RICH_ORACLE)
+
+
+@pytest.mark.parametrize("name", [case.name for case in [*RICH_ONE_RANK, *RICH_TWO_RANKS]])
+def test_ways_of_computing_change_nothing_with_every_option(results, expected_rich, name):
+    assert_same(results[name], expected_rich, tolerance=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("floor", {"floor": 0.02}),
+        ("pass-rate", {"routing": "all", "rewards": UNEVEN, "by_pass_rate": True}),
+        (
+            "pass-rate-two-optimizer-steps",
+            {
+                "routing": "all",
+                "rewards": UNEVEN,
+                "by_pass_rate": True,
+                "mini_batches": [[0, 1, 2, 4], [3, 5, 6, 7]],
+            },
+        ),
+        ("schedule", {"coefficients": [1.0, 0.5]}),
+        ("schedule-over", {"coefficients": [1.0, 0.0]}),
+    ],
+)
+def test_every_option_means_what_its_formula_says(results, expected, model, name, settings):
+    wanted = oracle(model, **settings)
+    assert_same(results[name], wanted, tolerance=1e-5)
+    # The option changes something, or the comparison would say little.
+    plain = oracle(model, **{key: settings[key] for key in ("routing", "rewards") if key in settings})
+    assert abs(plain["metrics"][1]["srpo/loss"] - wanted["metrics"][1]["srpo/loss"]) > 1e-5
+
+
+def test_after_the_schedule_s_end_no_teacher_runs(results):
+    first, second = results["schedule-over"]["metrics"]
+    assert first["srpo/teacher_forward_tokens"] > 0
+    assert second["srpo/teacher_forward_tokens"] == 0
+    assert second["srpo/sdpo_loss"] == 0
+    assert "srpo/weight_mean" not in second
 
 
 def test_the_teacher_moved_and_is_not_the_student(results, expected, model):
