@@ -62,17 +62,20 @@ def test_the_file_satisfies_the_extra_and_verl(engine, python):
         assert requirement.specifier.contains(found[name], prereleases=True), f"{requirement}, found {found[name]}"
 
 
-def extras():
-    """`extras_require` as setup.py has it, also where it was installed earlier."""
+def extra(name):
+    """One entry of `extras_require` as setup.py has it, also where it was installed earlier."""
     nodes = ast.walk(ast.parse((constraints.ROOT / "setup.py").read_text()))
-    keywords = [node for node in nodes if isinstance(node, ast.keyword) and node.arg == "extras_require"]
-    (found,) = (ast.literal_eval(keyword.value) for keyword in keywords)
-    return found
+    (table,) = (node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "extras_require")
+    return next(
+        ast.literal_eval(value)
+        for key, value in zip(table.keys, table.values, strict=True)
+        if isinstance(key, ast.Constant) and key.value == name
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.extra)
 def test_an_extra_is_the_engine_and_the_training_of_one_verl(engine):
-    (requirement,) = map(Requirement, extras()[engine.extra])
+    (requirement,) = map(Requirement, extra(engine.extra))
     assert (requirement.name, requirement.extras) == ("verl", {engine.extra, "fsdp"})
     assert requirement.specifier.contains(pinned(engine, "3.12")["verl"])
 
