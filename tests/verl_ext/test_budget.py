@@ -259,6 +259,7 @@ def resumed_trainer(monkeypatch, folder, hours=(1.0,), stop_at_hours=None, step=
     monkeypatch.setattr(trainer_module.PPOTrainerSync, "_load_checkpoint", restore)
     trainer = SrpoTrainer.__new__(SrpoTrainer)
     trainer.record = TrainingRecord()
+    trainer.router = SimpleNamespace(memory=None)
     trainer.srpo = SimpleNamespace(budget=BudgetConfig(hours, stop_at_hours))
     defaults = {"resume_mode": "auto", "default_local_dir": str(folder), "resume_from_path": None}
     trainer.config = OmegaConf.create({"trainer": defaults | settings})
