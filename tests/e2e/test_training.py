@@ -181,6 +181,11 @@ def test_two_ranks_of_fsdp1_with_the_teacher_on_the_cpu(inputs, tmp_path):
         assert run.metrics[step]["training/rollout_probs_diff_max"] < 1e-5
 
 
+KL = [
+    "actor_rollout_ref.actor.use_kl_loss=true",
+    "actor_rollout_ref.actor.kl_loss_coef=0.5",
+    "algorithm.use_kl_in_reward=true",
+]
 TWO_RANKS = ["trainer.n_gpus_per_node=2"]
 FSDP1 = ["actor_rollout_ref.actor.strategy=fsdp"]
 
@@ -206,6 +211,9 @@ def compared_with_stock(inputs, cwd, *overrides):
             # The same numbers by other operations, and sums over rows in another order. The KL is a mean of
             # differences of log-probs of about -3, each rounded to 2.4e-7: next to 0 that is what is left.
             near_zero = 2.4e-7 if name in ("actor/ppo_kl", "actor/reward_kl_penalty") else 1e-8
+            if name == "actor/pg_loss" and KL[-1] in overrides:
+                # Such differences are in the rewards: 12 tokens x 2.4e-7 x 0.5 each, over a deviation of about 0.3.
+                near_zero = 5e-6
             assert ours.metrics[step][name] == pytest.approx(expected, rel=1e-5, abs=near_zero), (step, name)
     return ours, stock
 
@@ -215,11 +223,6 @@ def test_grpo_equals_stock_verl_step_for_step(inputs, tmp_path):
     assert any(abs(stock.metrics[step]["actor/ppo_kl"]) > 1e-9 for step in (2, 3))
 
 
-KL = [
-    "actor_rollout_ref.actor.use_kl_loss=true",
-    "actor_rollout_ref.actor.kl_loss_coef=0.5",
-    "algorithm.use_kl_in_reward=true",
-]
 LORA = ["actor_rollout_ref.model.lora_rank=4", "actor_rollout_ref.model.lora.merge=true"]
 
 
