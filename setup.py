@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["srpo_verl", "srpo_verl.*"]),
-    package_data={"srpo_verl": ["config/**/*.yaml", "config/*.yaml"]},
+    package_data={"srpo_verl": ["upstream/fingerprints.json", "config/**/*.yaml", "config/*.yaml"]},
     install_requires=[
         "verl[verl-core]==0.9.1",
         "torch>=2.6",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from packaging.requirements import Requirement
 
-from srpo_verl.installation import ENTRY_POINT, PLUGIN, POLICY_VARIABLE, is_loaded_under
+from srpo_verl.installation import ENTRY_POINT, PLUGIN, POLICY_VARIABLE, PluginError, is_loaded_under
 
 TRACEBACK_FRAMES = 3
 GUIDE = "docs/gpu.md has the commands"
@@ -85,10 +85,15 @@ def check_torch(found: str | None, device: Device | Exception, has_nvidia_driver
     return Check(OK, "torch", text)
 
 
-def check_verl(found: str | None, supported: Sequence[str]) -> Check:
-    """The adapters are written against the internals of certain releases."""
+def check_verl(found: str | None, supported: Sequence[str], judge: Callable[[str], str | None] | None = None) -> Check:
+    """The adapters are written against the internals of certain releases; `judge` says of another whether it fits."""
     if found is None:
         return Check(MISSING, "veRL", "not installed", pip_verl(supported))
+    if found not in supported and judge is not None:
+        try:
+            return Check(NOTE, "veRL", judge(found) or found)
+        except PluginError as error:
+            return Check(MISSING, "veRL", str(error), pip_verl(supported))
     if found not in supported:
         return Check(MISSING, "veRL", f"{found}, supported: {', '.join(supported)}", pip_verl(supported))
     return Check(OK, "veRL", f"{found} (supported)")

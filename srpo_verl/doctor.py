@@ -40,7 +40,15 @@ from srpo_verl.diagnosis import (
     pip_verl,
     verdict,
 )
-from srpo_verl.installation import ENTRY_POINT, PLUGIN, POLICY_VARIABLE, SUPPORTED_VERL, missing_registrations
+from srpo_verl.installation import (
+    ACCEPT_VARIABLE,
+    ENTRY_POINT,
+    PLUGIN,
+    POLICY_VARIABLE,
+    SUPPORTED_VERL,
+    judge_release,
+    missing_registrations,
+)
 
 
 def installed_version(package: str) -> str | None:
@@ -184,7 +192,11 @@ def examine(platform: str | None = None) -> tuple[list[Check], Device | Exceptio
     return [
         check_python(sys.version_info[:2]),
         check_torch(installed_version("torch"), device, has_driver),
-        check_verl(installed_version("verl"), SUPPORTED_VERL),
+        check_verl(
+            installed_version("verl"),
+            SUPPORTED_VERL,
+            lambda found: judge_release(found, os.environ.get(ACCEPT_VARIABLE)),
+        ),
         check_entry_point([point.value for point in entry_points(group="verl.plugins")]),
         check_policy(os.environ.get(POLICY_VARIABLE)),
         check_plugin(state, pip_verl(SUPPORTED_VERL)),

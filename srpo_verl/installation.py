@@ -6,11 +6,19 @@ Imports no veRL by itself: the configuration, the doctor and the plugin read it 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
 from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from srpo_verl.upstream import Difference, compare
+from srpo_verl.upstream.source import Source
 
 SUPPORTED_VERL = ("0.9.1",)
 """Releases of veRL whose internals the adapters were written against and tested with."""
@@ -23,6 +31,9 @@ ENTRY_POINT = "srpo_verl"
 
 POLICY_VARIABLE = "VERL_USE_EXTERNAL_PLUGINS"
 """veRL's variable that says which entry points a process loads."""
+
+ACCEPT_VARIABLE = "SRPO_VERL_ACCEPT_VERL"
+"""Names a release of veRL that is accepted although it is not supported: on one's own responsibility."""
 
 TRAINER_MODE = "srpo"
 """`trainer.v1.trainer_mode`: the trainer's name in veRL's registry."""
@@ -106,8 +117,58 @@ def _import_error(module: str) -> Exception | None:
     return None
 
 
+def installed_source() -> Source:
+    """The sources of the veRL that this Python would import; veRL is not imported for it."""
+    spec = PathFinder.find_spec("verl")
+    if spec is None or not spec.submodule_search_locations:
+        raise PluginError("veRL is installed, but its files are not found")
+    return Source(Path(next(iter(spec.submodule_search_locations))))
+
+
+def judge_release(found: str, accepted: str | None) -> str | None:
+    """A warning about the installed release of veRL, None where it is supported.
+
+    A newer release runs if everything this package depends on inside veRL is written there as in the supported one.
+
+    Args:
+        found: the installed release.
+        accepted: value of SRPO_VERL_ACCEPT_VERL.
+    Raises:
+        PluginError: it cannot be used; names what differs, and the remedy.
+    """
+    if found in SUPPORTED_VERL:
+        return None
+    remedy = f"pip install 'verl[verl-core]=={SUPPORTED_VERL[-1]}'"
+    if accepted is not None and accepted.strip() == found:
+        return f"veRL {found} is not supported and was accepted by {ACCEPT_VARIABLE}; supported: {SUPPORTED_VERL[-1]}"
+    override = f"or set {ACCEPT_VARIABLE}={found} to run with it all the same"
+    if not _is_newer(found):
+        raise PluginError(
+            f"veRL {found} is installed, supported: {', '.join(SUPPORTED_VERL)} and newer ones that agree with it; "
+            f"{remedy}, {override}"
+        )
+    differences = compare(installed_source())
+    if differences:
+        raise PluginError(
+            f"veRL {found} is installed, and {len(differences)} of the things in it that this package depends on are "
+            f"not those of {SUPPORTED_VERL[-1]}; {remedy}, {override}\n{_listed(differences)}"
+        )
+    return f"veRL {found} is newer than the tested {SUPPORTED_VERL[-1]}; all that this package depends on is the same"
+
+
+def _is_newer(found: str) -> bool:
+    try:
+        return Version(found) > Version(SUPPORTED_VERL[-1])
+    except InvalidVersion:
+        return False
+
+
+def _listed(differences: list[Difference]) -> str:
+    return "\n".join(f"  {difference}" for difference in differences)
+
+
 def check_installation(environment: Mapping[str, str] | None = None) -> None:
-    """Raise PluginError unless veRL is a supported release and its processes will have all registrations.
+    """Raise PluginError unless veRL is a release that fits and its processes will have all registrations.
 
     Args:
         environment: variables that a process of the run will have; by default those of this process. What this
@@ -117,16 +178,15 @@ def check_installation(environment: Mapping[str, str] | None = None) -> None:
         found = version("verl")
     except PackageNotFoundError:
         raise PluginError(f"veRL is not installed; pip install 'verl[verl-core]=={SUPPORTED_VERL[-1]}'") from None
-    if found not in SUPPORTED_VERL:
-        raise PluginError(
-            f"veRL {found} is installed, supported: {', '.join(SUPPORTED_VERL)}; "
-            f"pip install 'verl[verl-core]=={SUPPORTED_VERL[-1]}'"
-        )
+    environment = os.environ if environment is None else environment
+    warning = judge_release(found, environment.get(ACCEPT_VARIABLE))
+    if warning is not None:
+        print(f"srpo_verl: {warning}", file=sys.stderr)
     if not any(point.value == PLUGIN for point in entry_points(group="verl.plugins")):
         raise PluginError(
             "srpo_verl is importable but not installed, so Ray's processes would not load it; pip install srpo-verl"
         )
-    policy = (os.environ if environment is None else environment).get(POLICY_VARIABLE)
+    policy = environment.get(POLICY_VARIABLE)
     if not is_loaded_under(policy):
         raise PluginError(
             f"{POLICY_VARIABLE}={policy!r} leaves {ENTRY_POINT} out, so no process of veRL would load it; unset it, "

@@ -81,12 +81,14 @@ def refusal():
     return str(raised.value)
 
 
-@pytest.mark.parametrize("found", ["0.9.0", "0.9.2", "0.10.0", "0.9.1.dev0", ""])
-def test_another_release_of_verl(monkeypatch, found):
+@pytest.mark.parametrize("found", ["0.9.0", "0.8.0", "0.9.1.dev0", ""])
+def test_an_older_release_of_verl(monkeypatch, found):
+    """A newer one is compared; see test_upstream.py."""
     monkeypatch.setattr(installation, "version", lambda name: {"verl": found}[name])
     message = refusal()
     assert f"veRL {found} is installed, supported: 0.9.1" in message
     assert "pip install 'verl[verl-core]==0.9.1'" in message
+    assert f"SRPO_VERL_ACCEPT_VERL={found}" in message
 
 
 def test_no_verl(monkeypatch):
