@@ -29,7 +29,8 @@ class Student(torch.nn.Module):
 
 def adapters(*overrides, student=None):
     srpo = parse(compose("srpo", *overrides).srpo)
-    return AdapterWeights(SimpleNamespace(module=student or Student()), srpo)
+    settings = SimpleNamespace(param_offload=False, offload_policy=False)
+    return AdapterWeights(SimpleNamespace(module=student or Student(), engine_config=settings), srpo)
 
 
 def test_the_average_is_in_fp32_and_the_base_is_not_copied():

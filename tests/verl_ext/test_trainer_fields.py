@@ -28,7 +28,7 @@ def trainer(monkeypatch):
     monkeypatch.setattr(trainer_module.tq, "get_client", lambda: client)
     trainer = object.__new__(SrpoTrainer)
     trainer.processor, trainer._distill, trainer.timing_raw = None, True, {}
-    trainer.srpo = SimpleNamespace(distillation=SimpleNamespace(top_k=None))
+    trainer.srpo = SimpleNamespace(distils=True, distillation=SimpleNamespace(top_k=None))
     return trainer
 
 
