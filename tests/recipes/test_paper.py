@@ -19,7 +19,7 @@ from scripts.checks import RECIPES, compose_command, launcher, read_launcher
 from scripts.models import MODELS as FACTS
 from srpo_verl.config.check import check_run
 from srpo_verl.data.benchmarks import BENCHMARKS as PUBLISHED
-from tests.config import NAMES
+from tests.config import PAPER
 from tests.config import compose as compose_anew
 from tests.config.test_yaml import CONFIG, DIFFERENCES, difference, leaf_keys
 from tests.data.samples import data_dir
@@ -38,7 +38,7 @@ compose = cache(compose_anew)
 
 
 def test_there_is_a_launcher_per_method_and_one_for_the_untrained_model():
-    assert set(METHODS) == {*NAMES, "base"}
+    assert set(METHODS) == {*PAPER, "base"}
     assert set(METHODS) == {method for methods, _ in SETS.values() for method in methods}
 
 
@@ -63,7 +63,7 @@ def composed():
 
 def test_the_launchers_differ_in_what_the_paper_names_and_nothing_else(composed):
     """The differences of Table 3 between the named configurations are those between the recipes."""
-    for method in NAMES:
+    for method in PAPER:
         label = {} if method == "srpo" else {"trainer.experiment_name": ("srpo", method)}
         assert difference(composed["srpo"], composed[method]) == DIFFERENCES[method] | label, method
     assert difference(composed["grpo"], composed["base"]) == {
@@ -76,7 +76,7 @@ def test_the_launchers_differ_in_what_the_paper_names_and_nothing_else(composed)
 
 def test_a_launcher_adds_data_names_and_the_budget_to_its_configuration(composed):
     """Table 3 itself is compared in tests/config/test_yaml.py; a recipe changes none of it."""
-    for method in NAMES:
+    for method in PAPER:
         assert set(difference(compose(method), composed[method])) == {
             "data.root",
             "data.benchmark",
@@ -152,7 +152,7 @@ def test_a_choice_that_does_not_exist_is_an_error(group):
         compose("srpo", f"{group}=nothing")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PAPER)
 def test_every_configuration_has_the_same_groups(name):
     """After the configuration's own values, so that a choice wins over them; the platform last."""
     chosen = OmegaConf.load(CONFIG / f"{name}.yaml").defaults
@@ -185,7 +185,7 @@ SIZES = [
     "trainer.logger=[file]",
 ]
 # Four prompts where Table 3 has 32: one optimizer step per training step, four for GRPO.
-MINI_BATCH = {method: 1 if method == "grpo" else 4 for method in NAMES}
+MINI_BATCH = {method: 1 if method == "grpo" else 4 for method in PAPER}
 
 
 def run_recipe(method, benchmark, tmp_path, monkeypatch, *overrides):
@@ -256,7 +256,7 @@ SLOW = [
 
 
 def test_the_runs_cover_every_method_and_every_benchmark():
-    assert {method for method, _ in SLOW} == set(NAMES)
+    assert {method for method, _ in SLOW} == set(PAPER)
     assert {benchmark for _, benchmark in SLOW} == set(BENCHMARKS)
 
 
