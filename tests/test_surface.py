@@ -107,7 +107,7 @@ def test_a_stock_run_differs_in_the_names_that_veRL_s_registries_hold(snapshots)
 def test_the_comparison_can_fail():
     """A process that asks for the CPU platform differs in each of the things compared."""
     environment = plain_environment()
-    command = [sys.executable, "-W", "ignore", str(SNAPSHOT), "verl.workers.rollout.base"]
+    command = [sys.executable, "-W", "ignore", str(SNAPSHOT), "verl.workers.rollout.base", "verl.utils.distributed"]
     outputs = [
         json.loads(
             subprocess.run(
