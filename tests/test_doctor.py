@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from srpo_verl import diagnosis, doctor
+from srpo_verl import cpu, diagnosis, doctor
 from srpo_verl.diagnosis import MISSING, NOTE, OK, Check, Device, PluginState
 
 CPU = Device("cpu", "CPU platform")
@@ -29,8 +29,10 @@ COMMANDS = {
 def outcomes():
     """(exit status, standard output) of the doctor in every environment; side by side, as each imports verl."""
     processes = {}
+    # Tests of the CPU platform that ran before in this process have asked for it.
+    unset = (doctor.POLICY_VARIABLE, cpu.PLATFORM_VARIABLE, cpu.ENGINE_VARIABLE)
     for name, (prelude, variables) in COMMANDS.items():
-        environment = {key: value for key, value in os.environ.items() if key != doctor.POLICY_VARIABLE} | variables
+        environment = {key: value for key, value in os.environ.items() if key not in unset} | variables
         command = ["-m", "srpo_verl.doctor"]
         if prelude:
             command = ["-c", f"import sys; {prelude}from srpo_verl import doctor; sys.exit(doctor.main())"]

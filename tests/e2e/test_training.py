@@ -229,7 +229,7 @@ LORA = ["actor_rollout_ref.model.lora_rank=4", "actor_rollout_ref.model.lora.mer
 @pytest.mark.parametrize(
     "layout",
     [
-        pytest.param([], id="fsdp2"),
+        pytest.param([], id="fsdp2", marks=pytest.mark.slow),
         pytest.param([*FSDP1, *TWO_RANKS], id="fsdp1-two-ranks", marks=pytest.mark.slow),
         pytest.param([*LORA, *TWO_RANKS], id="lora-two-ranks", marks=pytest.mark.slow),
         pytest.param([*LORA, *FSDP1], id="lora-fsdp1", marks=pytest.mark.slow),
@@ -244,6 +244,7 @@ def test_grpo_with_a_kl_equals_stock_verl_step_for_step(inputs, tmp_path, layout
     assert abs(stock.metrics[3]["actor/reward_kl_penalty"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_routing_goes_by_the_verifier_whatever_the_kl_takes_from_the_reward(inputs, tmp_path):
     """A KL in the reward that turns every reward negative, on two ranks of FSDP1."""
     faster = "actor_rollout_ref.actor.optim.lr=1.0e-2"
