@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from recipes.quickstart import task
-from recipes.quickstart.demo import HELD_OUT, METHODS, ROOT, sizes
+from recipes.quickstart.demo import HELD_OUT, METHODS, ROOT, command_of, make_starting_model
 from recipes.quickstart.make_data import make_data
 from recipes.runner import train
-from recipes.small_model import training_command
 
 PHASES = {
     "gen": "rollouts and rewards",
@@ -59,32 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--steps {args.steps} leaves nothing to count after --skip {args.skip}")
 
     out = args.out.resolve()
-    model, data, run = out / "model", out / "data", out / f"run-{args.method}"
-    make = [sys.executable, "-m", "recipes.quickstart.make_model", "--out", str(model)]
-    subprocess.run([*make, "--steps", str(args.warmup_steps)], cwd=ROOT, check=True)
-    make_data(data)
+    run = out / f"run-{args.method}"
+    make_starting_model(out / "model", args.warmup_steps)
+    make_data(out / "data")
     (run / "metrics.jsonl").unlink(missing_ok=True)
-    command = training_command(
-        args.method,
-        sizes=sizes(args.method),
-        distils=args.method != "grpo",
-        model=model,
-        train=data / "train.parquet",
-        validation=[data / "test.parquet"],
-        reward=Path(task.__file__),
-        run=run,
-        steps=args.steps,
-        seed=0,
-        extra=[
-            "trainer.project_name=quickstart",
-            f"trainer.n_gpus_per_node={args.ranks}",
-            "trainer.val_before_train=false",
-            "trainer.test_freq=-1",
-            "trainer.save_freq=-1",
-            "trainer.resume_mode=disable",
-            *args.overrides,
-        ],
-    )
+    steps_only = [
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
+        "trainer.resume_mode=disable",
+    ]
+    command = command_of(args.method, out, run, args.steps, 0, args.ranks, [*steps_only, *args.overrides])
     training = train(command, run, steps=args.steps, timeout=args.timeout, held_out=HELD_OUT)
 
     print(f"\nseconds: median of {args.steps - args.skip} steps, 20th and 80th percentile")

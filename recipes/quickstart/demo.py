@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.quickstart import task
@@ -22,9 +23,31 @@ METHODS = ("srpo", "grpo", "sdpo", "srpo_no_dw", "advantage_mix", "sdpo_correct_
 HELD_OUT = "val-core/last_digit/acc/mean@1"
 
 
-def sizes(method: str) -> Sizes:
-    """Prompts of 49 tokens at most, with a demonstration."""
-    return Sizes(prompt=32, response=40, teacher_prompt=None if method == "grpo" else 96)
+def make_starting_model(out: Path, steps: int) -> None:
+    """Make the model of so many warm-up steps where it is missing; in a process of its own, for its thread count."""
+    command = [sys.executable, "-m", "recipes.quickstart.make_model", "--out", str(out), "--steps", str(steps)]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def command_of(
+    method: str, out: Path, run: Path, steps: int, seed: int, ranks: int, overrides: Sequence[str]
+) -> list[str]:
+    """The stock veRL command that trains the model of `out` on the data of `out`."""
+    has_teacher = method != "grpo"
+    return training_command(
+        method,
+        # Prompts of 49 tokens at most, with a demonstration.
+        sizes=Sizes(prompt=32, response=40, teacher_prompt=96 if has_teacher else None),
+        distils=has_teacher,
+        model=out / "model",
+        train=out / "data" / "train.parquet",
+        validation=[out / "data" / "test.parquet"],
+        reward=Path(task.__file__),
+        run=run,
+        steps=steps,
+        seed=seed,
+        extra=["trainer.project_name=quickstart", f"trainer.n_gpus_per_node={ranks}", *overrides],
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,37 +67,10 @@ def main(argv: list[str] | None = None) -> None:
     model, data = out / "model", out / "data"
     run = out / "runs" / f"{arguments.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     print(f"1/3 starting model in {model}", flush=True)
-    # In a process of its own: it wants torch's thread count for itself.
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "recipes.quickstart.make_model",
-            "--out",
-            model,
-            "--steps",
-            str(arguments.warmup_steps),
-        ],
-        cwd=ROOT,
-        check=True,
-    )
+    make_starting_model(model, arguments.warmup_steps)
     make_data(data)
-    command = training_command(
-        arguments.method,
-        sizes=sizes(arguments.method),
-        distils=arguments.method != "grpo",
-        model=model,
-        train=data / "train.parquet",
-        validation=[data / "test.parquet"],
-        reward=Path(task.__file__),
-        run=run,
-        steps=arguments.steps,
-        seed=arguments.seed,
-        extra=[
-            "trainer.project_name=quickstart",
-            f"trainer.n_gpus_per_node={arguments.ranks}",
-            *arguments.overrides,
-        ],
+    command = command_of(
+        arguments.method, out, run, arguments.steps, arguments.seed, arguments.ranks, arguments.overrides
     )
     print(f"2/3 training in {run}\n{shlex.join(command)}", flush=True)
     training = train(command, run, steps=arguments.steps, timeout=arguments.timeout, held_out=HELD_OUT)
