@@ -32,6 +32,7 @@ def training_command(
     run: Path,
     steps: int,
     seed: int,
+    prompts: int = PROMPTS,
     learning_rate: float = 5e-4,
     distils: bool = True,
     test_every: int = 10,
@@ -44,6 +45,7 @@ def training_command(
         reward: file with `compute_score`.
         run: folder of everything the run writes.
         seed: of data order and rollouts.
+        prompts: of a training step.
         distils: whether the method compares distributions, which takes a support.
         extra: further overrides, which win.
     """
@@ -52,19 +54,19 @@ def training_command(
         f"data.train_files={train}",
         f"data.val_files=[{','.join(map(str, validation))}]",
         f"data.seed={seed}",
-        f"data.train_batch_size={PROMPTS}",
+        f"data.train_batch_size={prompts}",
         f"data.max_prompt_length={sizes.prompt}",
         f"data.max_response_length={sizes.response}",
         f"actor_rollout_ref.model.path={model}",
         "actor_rollout_ref.model.enable_gradient_checkpointing=false",
         # Without flash-attention, packed rows attend to a whole micro-batch's length: padding costs less here.
         "actor_rollout_ref.model.use_remove_padding=false",
-        f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=4096",
         f"actor_rollout_ref.actor.optim.lr={learning_rate:g}",
         "actor_rollout_ref.actor.optim.lr_warmup_steps=5",
         f"actor_rollout_ref.rollout.seed={seed}",
-        f"actor_rollout_ref.rollout.max_num_seqs={PROMPTS * ROLLOUTS}",
+        f"actor_rollout_ref.rollout.max_num_seqs={prompts * ROLLOUTS}",
         "actor_rollout_ref.rollout.val_kwargs.n=1",
         "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
         "actor_rollout_ref.rollout.val_kwargs.top_p=1.0",

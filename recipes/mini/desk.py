@@ -56,7 +56,7 @@ class Desk(Task):
     phrases = ("Thought:", "Action:", "Action Input:", "alarm", "pay", '"hour"', '"minute"', '"to"', '"sum"', *NAMES)
     characters = '0123456789+=:;,{}"'
     max_prompt_tokens, max_response_tokens = 40, 96
-    noise = 0.1
+    noise = 0.15
     style_shares: ClassVar[tuple[float, ...]] = (0.45, 0.35, 0.20)
 
     def draw(self, rng: random.Random) -> Question:

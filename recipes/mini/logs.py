@@ -1,10 +1,11 @@
-"""Compact logs of the study: one JSON-lines file per run, a header and one line per step."""
+"""Compact logs of the study: one JSON-lines file per run, a header and one line per set of steps."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 from recipes.mini.plan import Cell
 
 KEPT = (
-    "srpo/",
     "val-core/",
     "critic/score/mean",
     "response_length/mean",
@@ -23,12 +23,16 @@ KEPT = (
     "actor/grad_norm",
     "timing_s/step",
     "timing_s/gen",
-    "timing_s/old_log_prob",
     "timing_s/update_actor",
-    "timing_s/srpo_teacher",
+    "srpo/frac_",
+    "srpo/grpo_loss",
+    "srpo/sdpo_loss",
+    "srpo/student_teacher_divergence",
+    "srpo/teacher_entropy_mean",
+    "srpo/weight_std",
 )
 """Beginnings of the metrics that are kept."""
-DIGITS = 5
+DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -41,37 +45,50 @@ class Log:
     """Metrics by step."""
 
 
-def compact(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that are kept, in five significant digits."""
-    kept = {name: value for name, value in metrics.items() if name.startswith(KEPT)}
-    return {
-        name: float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None  # type: ignore[misc]
-        for name, value in sorted(kept.items())
-    }
+def _short(value: float) -> float | None:
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def write(path: Path, cell: Cell, header: Mapping[str, Any], steps: Mapping[int, Mapping[str, float]]) -> None:
-    """Write a finished run's log; a file that exists is complete."""
+    """Write a finished run's log, in four significant digits; a file that exists is complete.
+
+    A metric's values stand in one list, beside the others that were logged at the same steps: a tenth of the size of
+    a line per step.
+    """
+    series: dict[str, dict[int, float | None]] = defaultdict(dict)
+    for step, metrics in sorted(steps.items()):
+        for name, value in metrics.items():
+            if name.startswith(KEPT):
+                series[name][step] = _short(value)
+    groups: dict[tuple[int, ...], dict[str, list[float | None]]] = defaultdict(dict)
+    for name, values in sorted(series.items()):
+        groups[tuple(values)][name] = list(values.values())
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     with unfinished.open("w") as stream:
         stream.write(json.dumps({"cell": asdict(cell), **header}) + "\n")
-        for step, metrics in sorted(steps.items()):
-            stream.write(json.dumps({"step": step, **compact(metrics)}) + "\n")
+        for at, metrics in sorted(groups.items()):
+            stream.write(json.dumps({"steps": at, "metrics": metrics}, separators=(",", ":")) + "\n")
     os.replace(unfinished, path)
 
 
 def read(path: Path) -> Log:
-    """Read one log.
+    """Read one log; values that were not finite are left out.
 
     Raises:
         ValueError: a file that is not one; names it.
     """
     try:
-        header, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+        header, *groups = [json.loads(line) for line in path.read_text().splitlines()]
         cell = Cell(**header.pop("cell"))
-        return Log(cell, header, {line.pop("step"): line for line in lines})
-    except (ValueError, KeyError, TypeError) as error:
+        steps: dict[int, dict[str, float]] = defaultdict(dict)
+        for group in groups:
+            for name, values in group["metrics"].items():
+                for step, value in zip(group["steps"], values, strict=True):
+                    if value is not None:
+                        steps[step][name] = value
+        return Log(cell, header, dict(sorted(steps.items())))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a log of the study: {error}") from error
 
 

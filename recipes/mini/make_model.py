@@ -25,7 +25,7 @@ class Settings:
 
     task: str
     seed: int = 0
-    steps: int = 1600
+    steps: int = 1000
     batch_size: int = 32
     learning_rate: float = 2e-3
     learning_rate_warmup: int = 50

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+PROMPTS = 8
+"""Of a step; each has the configurations' 8 rollouts."""
+
 GRID = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3)
-GRID_TASK, GRID_SEEDS = "sums4", (100, 101)
+GRID_TASK, GRID_SEEDS, GRID_STEPS = "sums4", (100,), 100
 """Learning rates are chosen with seeds that no comparison uses."""
 
 SEEDS = (0, 1, 2, 3, 4)
-MANY_SEEDS = tuple(range(10))
+FURTHER_SEEDS = (0, 1, 2)
+LONG_SEEDS = (0, 1)
+MORE_SEEDS = (5, 6, 7, 8, 9)
 STEPS = 150
 LONG_STEPS = 1500
+TEST_EVERY, LONG_TEST_EVERY = 10, 30
 BUDGETS = {"early": 20, "middle": 60, "end": STEPS}
 """Training steps at which methods are compared, fixed before any run: the small versions of 1 h, 5 h and 10 h."""
 
 TASKS = ("sums4", "chain_sum", "rewriting", "desk")
-MANY_SEEDS_TASK = LONG_TASK = ONE_TASK = "sums4"
+ONE_TASK = "sums4"
+"""Where a part has one task."""
 
 
 @dataclass(frozen=True)
@@ -30,27 +37,36 @@ class Method:
     has_teacher: bool = True
     distils: bool = True
     """Compares distributions, so that it takes a support."""
+    rate_of: str | None = None
+    """The method whose learning rate it takes; None: it has a grid of its own."""
 
 
 METHODS = {
     "grpo": Method("GRPO", "grpo", has_teacher=False, distils=False),
     "sdpo": Method("SDPO", "sdpo"),
     "srpo": Method("SRPO", "srpo"),
-    "srpo_no_dw": Method("SRPO without weights", "srpo_no_dw"),
-    "advantage_mix": Method("Advantage Mix", "advantage_mix"),
     "handover": Method("hand-over", "srpo_handover"),
-    "sdpo_correct_only": Method("SDPO, correct only", "sdpo_correct_only"),
-    "sdpo_failed_only": Method("SDPO, failed only", "sdpo_failed_only"),
-    "keep_negative": Method("SRPO, negatives kept", "srpo", ("srpo.routing=keep_negative",)),
+    "srpo_no_dw": Method("SRPO without weights", "srpo_no_dw", rate_of="srpo"),
+    "advantage_mix": Method("Advantage Mix", "advantage_mix", rate_of="srpo"),
+    "sdpo_correct_only": Method("SDPO, correct only", "sdpo_correct_only", rate_of="sdpo"),
+    "sdpo_failed_only": Method("SDPO, failed only", "sdpo_failed_only", rate_of="sdpo"),
+    "keep_negative": Method("SRPO, negatives kept", "srpo", ("srpo.routing=keep_negative",), rate_of="srpo"),
     "fixed_negative": Method(
-        "fixed negative advantage", "grpo", ("srpo.routing=fixed_negative",), has_teacher=False, distils=False
+        "fixed negative advantage",
+        "grpo",
+        ("srpo.routing=fixed_negative",),
+        has_teacher=False,
+        distils=False,
+        rate_of="grpo",
     ),
-    "rlsd": Method("RLSD", "rlsd", distils=False),
-    "sc_sdpo": Method("SC-SDPO", "sc_sdpo"),
-    "anneal": Method("SRPO, annealed", "srpo_anneal"),
-    "memory": Method("SRPO, success memory", "srpo_memory"),
+    "rlsd": Method("RLSD", "rlsd", distils=False, rate_of="grpo"),
+    "sc_sdpo": Method("SC-SDPO", "sc_sdpo", rate_of="sdpo"),
+    "anneal": Method("SRPO, annealed", "srpo_anneal", rate_of="srpo"),
+    "memory": Method("SRPO, success memory", "srpo_memory", rate_of="srpo"),
 }
-MAIN = ("grpo", "sdpo", "srpo", "srpo_no_dw", "advantage_mix", "handover")
+MAIN = ("grpo", "sdpo", "srpo", "handover")
+"""On all tasks, each with a grid of its own."""
+ABLATIONS = ("srpo_no_dw", "advantage_mix")
 FURTHER = (
     "sdpo_correct_only",
     "sdpo_failed_only",
@@ -83,41 +99,71 @@ class Cell:
         return f"{self.task}-{self.method}-lr{self.learning_rate:g}-steps{self.steps}-seed{self.seed}"
 
 
-def grid(methods: tuple[str, ...] = (*MAIN, *FURTHER)) -> Iterator[Cell]:
-    """Every learning rate of every method, the main methods first."""
+Rates = Mapping[str, float]
+"""Learning rate by method, of the methods that have a grid."""
+
+
+def rate(method: str, best: Rates) -> float:
+    """The learning rate of a method: its own, or its nearest relative's."""
+    return best[METHODS[method].rate_of or method]
+
+
+def grid(best: Rates) -> Iterator[Cell]:
+    """Every learning rate of the methods that have a grid."""
     for seed in GRID_SEEDS:
-        for method in methods:
-            for learning_rate in GRID:
-                yield Cell("grid", GRID_TASK, method, learning_rate, seed)
+        for learning_rate in GRID:
+            for method in MAIN:
+                yield Cell("grid", GRID_TASK, method, learning_rate, seed, GRID_STEPS)
 
 
-def rates(method: str, best: dict[str, float]) -> tuple[float, ...]:
-    """A method's own best learning rate, and SRPO's."""
-    return tuple(dict.fromkeys((best[method], best["srpo"])))
-
-
-def comparison(best: dict[str, float]) -> Iterator[Cell]:
-    """Part A: the main methods on all tasks. Seed by seed, so that an unfinished part is a smaller study."""
-    for which in (0, 1):
-        for seed in SEEDS:
-            for task in TASKS:
-                for method in MAIN:
-                    for learning_rate in rates(method, best)[which : which + 1]:
-                        yield Cell("A", task, method, learning_rate, seed)
-    for seed in MANY_SEEDS:
-        for method in CLOSE:
-            yield Cell("A", MANY_SEEDS_TASK, method, best[method], seed)
-
-
-def further(best: dict[str, float]) -> Iterator[Cell]:
-    """Part B: the other methods on one task."""
+def comparison(best: Rates) -> Iterator[Cell]:
+    """Part A. Seed by seed, so that an unfinished part is a smaller study."""
     for seed in SEEDS:
+        for task in TASKS:
+            for method in (*MAIN, *ABLATIONS) if task == ONE_TASK else MAIN:
+                yield Cell("A", task, method, rate(method, best), seed)
+
+
+def at_srpos_rate(best: Rates) -> Iterator[Cell]:
+    """Part A again at SRPO's learning rate, on one task: the methods whose own is another."""
+    for seed in FURTHER_SEEDS:
+        for method in MAIN:
+            if best[method] != best["srpo"]:
+                yield Cell("A", ONE_TASK, method, best["srpo"], seed)
+
+
+def further(best: Rates) -> Iterator[Cell]:
+    """Part B: the other methods."""
+    for seed in FURTHER_SEEDS:
         for method in FURTHER:
-            yield Cell("B", ONE_TASK, method, best[method], seed)
+            yield Cell("B", ONE_TASK, method, rate(method, best), seed)
 
 
-def long_run(best: dict[str, float]) -> Iterator[Cell]:
+def long_run(best: Rates) -> Iterator[Cell]:
     """Part C: ten times as long."""
-    for seed in SEEDS:
+    for seed in LONG_SEEDS:
         for method in LONG:
-            yield Cell("C", LONG_TASK, method, best[method], seed, LONG_STEPS)
+            yield Cell("C", ONE_TASK, method, rate(method, best), seed, LONG_STEPS)
+
+
+def more_seeds(best: Rates) -> Iterator[Cell]:
+    """Part D: twice the seeds where methods are close."""
+    for seed in MORE_SEEDS:
+        for method in CLOSE:
+            yield Cell("D", ONE_TASK, method, rate(method, best), seed)
+
+
+def part_a(best: Rates) -> Iterator[Cell]:
+    """Part A, with its repetition at SRPO's learning rate."""
+    yield from comparison(best)
+    yield from at_srpos_rate(best)
+
+
+PARTS: dict[str, Callable[[Rates], Iterator[Cell]]] = {
+    "grid": grid,
+    "A": part_a,
+    "B": further,
+    "C": long_run,
+    "D": more_seeds,
+}
+"""In the order of running; all but the grid need its rates."""
