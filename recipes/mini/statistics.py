@@ -98,9 +98,7 @@ def mean_difference(differences: Mapping[str, np.ndarray]) -> Estimate:
     parts = np.array([stratum.var(ddof=1) / len(stratum) for stratum in strata]) / len(strata) ** 2
     if parts.sum() == 0.0:
         return Estimate(value, value, value)
-    freedom = parts.sum() ** 2 / sum(
-        part**2 / (len(stratum) - 1) for part, stratum in zip(parts, strata, strict=True)
-    )
+    freedom = parts.sum() ** 2 / sum(part**2 / (len(stratum) - 1) for part, stratum in zip(parts, strata, strict=True))
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(parts.sum()))
     return Estimate(value, value - half, value + half)
 
