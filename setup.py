@@ -10,7 +10,7 @@ VERSION = next(
     for line in (ROOT / "srpo_verl" / "__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
-MINI = ["reasoning-gym==0.1.25"]
+MINI = ["reasoning-gym==0.1.25", "scipy>=1.11"]
 
 setup(
     name="srpo-verl",
@@ -39,7 +39,7 @@ setup(
         "cpu": ["torch==2.13.0"],
         # Reads the model of recipes/science; the package that carries it is installed without its dependencies.
         "science": ["gguf>=0.10"],
-        # Questions of recipes/mini.
+        # Questions and statistics of recipes/mini.
         "mini": MINI,
         "vllm": ["verl[vllm,fsdp]==0.9.1"],
         "sglang": ["verl[sglang,fsdp]==0.9.1"],

@@ -1,12 +1,14 @@
-"""Choosing each method's learning rate from the grid's logs."""
+"""From logs to scores: accuracy curves, the best and the last checkpoint within a budget, and the learning rates."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
+from recipes.mini import plan
 from recipes.mini.logs import Log
 from recipes.mini.verifier import TEST
 
@@ -21,17 +23,85 @@ def accuracy(log: Log, split: str = "validation") -> dict[int, float]:
     return {step: metrics[name] for step, metrics in log.steps.items() if name in metrics}
 
 
+def best_within(log: Log, budget: int) -> float:
+    """Test accuracy of the checkpoint with the best validation accuracy up to a step, the earlier of equals."""
+    chosen = {step: value for step, value in accuracy(log).items() if step <= budget}
+    return accuracy(log, "test")[max(chosen, key=lambda step: (chosen[step], -step))]
+
+
+def last_within(log: Log, budget: int) -> float:
+    """Test accuracy of the last evaluation up to a step."""
+    curve = accuracy(log, "test")
+    return curve[max(step for step in curve if step <= budget)]
+
+
+Judge = Callable[[Log, int], float]
+JUDGES: dict[str, Judge] = {"best": best_within, "last": last_within}
+
+
 def choose_rates(logs: Iterable[Log]) -> dict[str, float]:
     """By method, the learning rate of the best mean validation accuracy over all checkpoints of the grid's runs.
 
     The mean over the whole run and over seeds, so that being early counts, and late collapse does; equal means: the
     smaller rate.
     """
+    return {
+        method: max(sorted(rates), key=lambda rate: float(np.mean(rates[rate])))
+        for method, rates in grid_scores(logs).items()
+    }
+
+
+def grid_scores(logs: Iterable[Log]) -> dict[str, dict[float, list[float]]]:
+    """By method and learning rate, the mean validation accuracy over all checkpoints of each of the grid's runs."""
     scores: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for log in logs:
         if log.cell.part == "grid":
-            curve = accuracy(log)
-            scores[log.cell.method][log.cell.learning_rate].append(float(np.mean(list(curve.values()))))
-    return {
-        method: max(sorted(rates), key=lambda rate: float(np.mean(rates[rate]))) for method, rates in scores.items()
-    }
+            scores[log.cell.method][log.cell.learning_rate].append(float(np.mean(list(accuracy(log).values()))))
+    return scores
+
+
+@dataclass(frozen=True)
+class Study:
+    """Every log there is, and the learning rates; a grid that is not complete has chosen none."""
+
+    logs: tuple[Log, ...]
+    rates: dict[str, float]
+
+    @classmethod
+    def of(cls, logs: Iterable[Log]) -> Study:
+        """The study of these logs."""
+        logs = tuple(logs)
+        made = {log.cell.name for log in logs}
+        complete = all(cell.name in made for cell in plan.grid({}))
+        return cls(logs, choose_rates(logs) if complete else {})
+
+    def runs(self, method: str, *, steps: int = plan.STEPS, rate: float | None = None) -> list[Log]:
+        """The runs of a method outside of the grid, at its own learning rate or at the one that is given."""
+        if not self.rates:
+            return []
+        rate = plan.rate(method, self.rates) if rate is None else rate
+        return [
+            log
+            for log in self.logs
+            if (log.cell.method, log.cell.steps, log.cell.learning_rate) == (method, steps, rate)
+            and log.cell.part != "grid"
+        ]
+
+    def scores(
+        self,
+        method: str,
+        judge: str,
+        budget: int,
+        *,
+        tasks: Iterable[str] = plan.TASKS,
+        steps: int = plan.STEPS,
+        rate: float | None = None,
+    ) -> dict[str, dict[int, float]]:
+        """Test accuracy by task and seed; `judge` is best or last. Tasks without a run are left out."""
+        scores: dict[str, dict[int, float]] = {}
+        runs = self.runs(method, steps=steps, rate=rate)
+        for task in tasks:
+            by_seed = {log.cell.seed: JUDGES[judge](log, budget) for log in runs if log.cell.task == task}
+            if by_seed:
+                scores[task] = dict(sorted(by_seed.items()))
+        return scores

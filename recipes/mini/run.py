@@ -49,10 +49,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def starting_model(task: str, seed: int, work: Path) -> Path:
+def starting_model(task: str, seed: int, work: Path, steps: int) -> Path:
     """Folder of the task's model of this seed, made where it is missing; in a process of its own, with one thread."""
     out = work / "models" / f"{task}-{seed}"
-    command = [sys.executable, "-m", "recipes.mini.make_model", "--task", task, "--seed", str(seed), "--out", str(out)]
+    settings = ["--task", task, "--seed", str(seed), "--steps", str(steps)]
+    command = [sys.executable, "-m", "recipes.mini.make_model", *settings, "--out", str(out)]
     with _model_locks[out]:
         made = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if made.returncode != 0:
@@ -115,9 +116,10 @@ def wait(process: subprocess.Popen, progress: Path, stall_seconds: float = STALL
     return None
 
 
-def run_cell(cell: Cell, work: Path, results: Path, source: dict[str, Any]) -> float:
+def run_cell(cell: Cell, work: Path, results: Path, source: dict[str, Any], warmup_steps: int) -> float:
     """Make one run and write its log; returns its seconds, without the starting model's. Raises RunFailed."""
-    model, data = starting_model(cell.task, cell.seed, work), data_of(cell.task, cell.seed, work)
+    model = starting_model(cell.task, cell.seed, work, warmup_steps)
+    data = data_of(cell.task, cell.seed, work)
     run = work / "runs" / cell.name
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from recipes.mini import logs, plan
 from recipes.mini.best import choose_rates
+from recipes.mini.make_model import Settings
 from recipes.mini.plan import Cell
 from recipes.mini.run import ROOT, RunFailed, provenance, run_cell
 
@@ -42,7 +44,9 @@ def made(cell: Cell, results: Path) -> bool:
     return (results / f"{cell.name}.jsonl").is_file()
 
 
-def run_all(cells: Sequence[Cell], work: Path, results: Path, at_once: int) -> list[str]:
+def run_all(
+    cells: Sequence[Cell], work: Path, results: Path, at_once: int, warmup_steps: int = Settings.steps
+) -> list[str]:
     """Make the runs that have no log yet; returns what failed, in words."""
     wanted = list({cell.name: cell for cell in cells if not made(cell, results)}.values())
     print(f"{len(wanted)} of {len({cell.name for cell in cells})} runs to make, {at_once} at a time", flush=True)
@@ -51,7 +55,7 @@ def run_all(cells: Sequence[Cell], work: Path, results: Path, at_once: int) -> l
     def attempt(cell: Cell) -> float:
         for left in reversed(range(TRIES)):
             try:
-                return run_cell(cell, work, results, source)
+                return run_cell(cell, work, results, source, warmup_steps)
             except RunFailed as error:
                 if not left:
                     raise
@@ -97,8 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "mini", help="models, data and running runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="compact logs")
     parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="runs at a time")
-    parser.add_argument("--only", default="", help="runs whose name holds this text")
+    parser.add_argument("--only", default="", help="runs whose name this regular expression is found in")
     parser.add_argument("--steps", type=int, help="other than the plan's, for a small version")
+    parser.add_argument("--warmup-steps", type=int, default=Settings.steps, help="of the starting models, likewise")
     parser.add_argument("--plan", action="store_true", help="print the parts and the hours they take")
     arguments = parser.parse_args(argv)
     work, results = arguments.work.resolve(), arguments.results.resolve()
@@ -107,11 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     failed = []
     for part in arguments.part:
-        cells = [cell for cell in cells_of(part, results) if arguments.only in cell.name]
+        cells = [cell for cell in cells_of(part, results) if re.search(arguments.only, cell.name)]
         if arguments.steps is not None:
             cells = [replace(cell, steps=arguments.steps) for cell in cells]
         print(f"part {part}: ", end="")
-        failed += run_all(cells, work, results, arguments.at_once)
+        failed += run_all(cells, work, results, arguments.at_once, arguments.warmup_steps)
     for message in failed:
         print(f"\n{message}", file=sys.stderr)
     return 1 if failed else 0

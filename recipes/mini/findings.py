@@ -1,0 +1,346 @@
+"""The findings page: ``python -m recipes.mini.findings`` writes docs/findings.md and its figures from the logs.
+
+Every number on the page comes from the logs in recipes/mini/results; what has no run says "not run".
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from recipes.mini import figures, plan, statistics, verdicts
+from recipes.mini.best import Study, grid_scores
+from recipes.mini.logs import read_all
+from recipes.mini.run import ROOT
+from recipes.mini.study import RESULTS
+
+PAGE = ROOT / "docs" / "findings.md"
+HYPOTHESES = Path(__file__).resolve().parent / "hypotheses.md"
+NOT_RUN = verdicts.NOT_RUN
+EARLY, MIDDLE, END = plan.BUDGETS.values()
+COLUMNS = (("best", EARLY), ("best", MIDDLE), ("best", END), ("last", END))
+"""What methods are compared by."""
+
+INTRODUCTION = """\
+# What beats what, in miniature
+
+Does SRPO work? Asked of models of half a million parameters on a CPU, through veRL's trainer and the shipped
+configurations, with seeds and intervals, by rules
+[written down before the runs](../recipes/mini/hypotheses.md). The tasks: [recipes/mini](../recipes/mini/README.md).
+
+This page is made from the logs in `recipes/mini/results` by
+
+```bash
+python -m recipes.mini.findings
+```
+
+in seconds; the logs are made by `python -m recipes.mini.study`. **best(b)** is the test accuracy of the checkpoint
+that validation chose among those up to step b, **last(b)** that of the last one. Intervals are 95 %."""
+
+LIMITS = """\
+## What this can say, and what it cannot
+
+* These models imitate solutions of tasks with a handful of tokens, and a run sees about ten thousand rollouts. What
+  holds here need not hold at 8 billion parameters, where other things fail first; a claim that fails here is not
+  refuted there. It can show that a mechanism works as described, and where it stops.
+* Steps are budgets of equal rollouts, not of equal time: methods with a teacher take longer for a step.
+* Seeds vary the starting model, the order of the questions and the sampling together; intervals are over all three.
+  Tasks are four, chosen by us (two of them from `reasoning-gym`), so that intervals say nothing about other tasks.
+* Learning rates come from one task and one seed. Methods that take a relative's rate may do better at their own.
+* Hand-over was found by experiments with a task of this kind before the study began; the study's seeds and three of
+  its tasks are new to it.
+* A larger model is not among them: a step of SmolLM2-135M with 24 rollouts of at most 64 tokens takes 121 s on two
+  cores ([recipes/science](../recipes/science/README.md)), so that three methods with two seeds and 100 steps are 20
+  hours. **Not run.**"""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def claims() -> dict[str, str]:
+    """The claim of each hypothesis, by name, as the file that came before the runs has it."""
+    return dict(re.findall(r"^\| (H\d) \| (.+?) \|", HYPOTHESES.read_text(), re.MULTILINE))
+
+
+def verdict_section(study: Study) -> list[str]:
+    """Each hypothesis with its outcome."""
+    said = claims()
+    rows = [
+        (judged.name, said[judged.name], f"**{judged.outcome}**", "<br>".join(judged.grounds))
+        for judged in verdicts.judge_all(study)
+    ]
+    return ["## The hypotheses", "", *table(("", "claim", "outcome", "it stands on"), rows)]
+
+
+def planned(study: Study) -> dict[str, tuple[int, int]]:
+    """By part: the runs of the plan, and how many of them are made."""
+    names = {log.cell.name for log in study.logs}
+    # Before rates are chosen only the number of runs is known; one rate for all gives it, without the repetition.
+    rates = study.rates or dict.fromkeys(plan.MAIN, 0.0)
+    counts = {}
+    for part, make in plan.PARTS.items():
+        cells = {cell.name for cell in make(rates)}
+        counts[part] = (len(cells), len(cells & names))
+    return counts
+
+
+def runs_section(study: Study) -> list[str]:
+    """What was run, on what."""
+    rows = [(part, str(total), str(made) if made else NOT_RUN) for part, (total, made) in planned(study).items()]
+    lines = ["## What was run", "", *table(("part", "runs planned", "made"), rows), ""]
+    if not study.logs:
+        return lines[:-1]
+    commits = Counter(log.header["commit"][:7] for log in study.logs)
+    hardware = Counter(log.header["hardware"] for log in study.logs)
+    versions = Counter(
+        ", ".join(f"{name} {version}" for name, version in log.header["versions"].items()) for log in study.logs
+    )
+    said = "; ".join(", ".join(sorted(counter)) for counter in (commits, hardware, versions))
+    return [*lines, f"Commit {said}. The command of every run is the first line of its log."]
+
+
+def models_section(study: Study) -> list[str]:
+    """Starting accuracy, and what a demonstration does to it."""
+    rows = []
+    for task in plan.TASKS:
+        starts = {log.cell.seed: log.header["start"] for log in study.logs if log.cell.task == task}
+        if not starts:
+            rows.append((task, NOT_RUN, NOT_RUN, "0"))
+            continue
+        shown = [
+            f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+            for values in (
+                [start[name] for start in starts.values()] for name in ("accuracy_plain", "accuracy_demonstration")
+            )
+        ]
+        rows.append((task, *shown, str(len(starts))))
+    header = ("task", "accuracy at the start", "with a demonstration", "models")
+    return [
+        "## Starting models",
+        "",
+        "Mean, and smallest and largest over seeds, of 512 questions.",
+        "",
+        *table(header, rows),
+    ]
+
+
+def grid_section(study: Study) -> list[str]:
+    """Mean validation accuracy by method and learning rate."""
+    scores = grid_scores(study.logs)
+    rows = []
+    for method in plan.MAIN:
+        values = [scores.get(method, {}).get(rate) for rate in plan.GRID]
+        cells = [NOT_RUN if value is None else f"{np.mean(value):.3f}" for value in values]
+        if method in study.rates:
+            chosen = plan.GRID.index(study.rates[method])
+            cells[chosen] = f"**{cells[chosen]}**"
+        rows.append((plan.METHODS[method].title, *cells))
+    return [
+        "## Learning rates",
+        "",
+        f"Mean validation accuracy over a run of {plan.GRID_STEPS} steps on {plan.GRID_TASK}, seed "
+        f"{', '.join(map(str, plan.GRID_SEEDS))}; in bold the rate that is used.",
+        "",
+        *table(("method", *(f"{rate:g}" for rate in plan.GRID)), rows),
+    ]
+
+
+def _spread(scores: dict[int, float] | None) -> str:
+    if not scores:
+        return NOT_RUN
+    values = np.array(list(scores.values()))
+    return (
+        f"{values.mean():.3f} ± {values.std(ddof=1):.3f} ({len(values)})"
+        if len(values) > 1
+        else f"{values[0]:.3f} (1)"
+    )
+
+
+def _by_task(study: Study, methods: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    lines: list[str] = []
+    for task in tasks:
+        rows = [
+            (
+                plan.METHODS[method].title,
+                *(_spread(study.scores(method, *column, tasks=[task]).get(task)) for column in COLUMNS),
+            )
+            for method in methods
+        ]
+        header = (task, *(f"{judge}({budget})" for judge, budget in COLUMNS))
+        lines += ["", *table(header, rows)]
+    return lines
+
+
+def accuracy_section(study: Study) -> list[str]:
+    """Accuracy by task, and over tasks."""
+    rows = []
+    for method in plan.MAIN:
+        cells = []
+        for judge, budget in COLUMNS:
+            scores = study.scores(method, judge, budget)
+            cells.append(str(statistics.aggregate(scores)) if len(scores) == len(plan.TASKS) else NOT_RUN)
+        rows.append((plan.METHODS[method].title, *cells))
+    header = ("all tasks", *(f"{judge}({budget})" for judge, budget in COLUMNS))
+    return [
+        "## Accuracy within budgets",
+        "",
+        "Over tasks: interquartile mean and its bootstrap interval. By task: mean ± standard deviation (seeds).",
+        "",
+        *table(header, rows),
+        *_by_task(study, (*plan.MAIN, *plan.ABLATIONS), [plan.ONE_TASK]),
+        *_by_task(study, plan.MAIN, [task for task in plan.TASKS if task != plan.ONE_TASK]),
+    ]
+
+
+def _cell(comparison: verdicts.Comparison) -> str:
+    if comparison.difference is None:
+        return NOT_RUN
+    return f"{verdicts.signed(comparison.difference)}: {comparison.outcome}"
+
+
+def curves_section(study: Study) -> list[str]:
+    """The figure."""
+    lines = ["## Learning curves", ""]
+    if not any(study.runs(method) for method in plan.MAIN):
+        return [*lines, NOT_RUN]
+    said = "Test accuracy: mean over seeds, band from the smallest to the largest."
+    return [*lines, said, "", f"![test accuracy over steps by task and method](images/{figures.CURVES})"]
+
+
+def pairs_section(study: Study) -> list[str]:
+    """Every pair of the main methods, over tasks."""
+    rows = []
+    for index, one in enumerate(plan.MAIN):
+        for other in plan.MAIN[:index]:
+            cells = [_cell(verdicts.compare(study, one, other, *column)) for column in COLUMNS]
+            scores = [study.scores(method, "best", END) for method in (one, other)]
+            shared = all(len(of_method) == len(plan.TASKS) for of_method in scores)
+            chance = str(statistics.probability_of_improvement(*scores)) if shared else NOT_RUN
+            rows.append((f"{plan.METHODS[one].title} - {plan.METHODS[other].title}", *cells, chance))
+    header = ("", *(f"{judge}({budget})" for judge, budget in COLUMNS), f"probability of improvement, best({END})")
+    return ["## What beats what", "", "Mean difference over tasks, paired by seed.", "", *table(header, rows)]
+
+
+def tasks_section(study: Study) -> list[str]:
+    """Where: the differences to GRPO by task."""
+    rows = []
+    for method in plan.MAIN[1:]:
+        for judge, budget in COLUMNS:
+            cells = [_cell(verdicts.compare(study, method, "grpo", judge, budget, [task])) for task in plan.TASKS]
+            rows.append((f"{plan.METHODS[method].title}, {judge}({budget})", *cells))
+    return ["## Where", "", "Difference to GRPO by task, paired by seed.", "", *table(("", *plan.TASKS), rows)]
+
+
+def same_rate_section(study: Study) -> list[str]:
+    """The repetition at SRPO's learning rate."""
+    lines = [f"## At SRPO's learning rate, on {plan.ONE_TASK}", ""]
+    if not study.rates:
+        return [*lines, f"{NOT_RUN}: rates are not chosen."]
+    others = [method for method in plan.MAIN if study.rates[method] != study.rates["srpo"]]
+    if not others:
+        return [*lines, "Every method chose the same rate: there is nothing to repeat."]
+    rows = []
+    for method in others:
+        scores = [
+            study.scores(method, *column, tasks=[plan.ONE_TASK], rate=study.rates["srpo"]).get(plan.ONE_TASK)
+            for column in COLUMNS
+        ]
+        rows.append((plan.METHODS[method].title, *map(_spread, scores)))
+    return [*lines, *table((f"{study.rates['srpo']:g}", *(f"{judge}({budget})" for judge, budget in COLUMNS)), rows)]
+
+
+def further_section(study: Study) -> list[str]:
+    """The other methods on one task."""
+    rows = []
+    for method in (*plan.ABLATIONS, *plan.FURTHER):
+        accuracy = study.scores(method, "best", END, tasks=[plan.ONE_TASK]).get(plan.ONE_TASK)
+        cells = [
+            _cell(verdicts.compare(study, method, other, judge, END, [plan.ONE_TASK]))
+            for other in ("srpo", "grpo")
+            for judge in ("best", "last")
+        ]
+        rows.append((plan.METHODS[method].title, _spread(accuracy), *cells))
+    header = (
+        "",
+        f"best({END})",
+        *(f"{judge}({END}) - {other}'s" for other in ("SRPO", "GRPO") for judge in ("best", "last")),
+    )
+    return [f"## The other methods, on {plan.ONE_TASK}", "", *table(header, rows)]
+
+
+def long_section(study: Study) -> list[str]:
+    """Ten times as long."""
+    rows = []
+    for method in plan.LONG:
+        cells = [
+            _spread(
+                study.scores(method, judge, budget, tasks=[plan.ONE_TASK], steps=plan.LONG_STEPS).get(plan.ONE_TASK)
+            )
+            for judge, budget in (("best", END), ("best", plan.LONG_STEPS), ("last", plan.LONG_STEPS))
+        ]
+        rows.append((plan.METHODS[method].title, *cells))
+    header = ("", f"best({END})", f"best({plan.LONG_STEPS})", f"last({plan.LONG_STEPS})")
+    return [f"## {plan.LONG_STEPS} steps on {plan.ONE_TASK}", "", *table(header, rows)]
+
+
+def length_section(study: Study) -> list[str]:
+    """Whether responses grew or shrank."""
+    rows = []
+    for method in plan.MAIN:
+        cells = []
+        for task in plan.TASKS:
+            ratios = []
+            for log in study.runs(method):
+                if log.cell.task == task:
+                    lengths = [log.steps[step]["response_length/mean"] for step in range(1, log.cell.steps + 1)]
+                    ratios.append(float(np.mean(lengths[-10:]) / np.mean(lengths[:10])))
+            cells.append(f"{np.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else NOT_RUN)
+        rows.append((plan.METHODS[method].title, *cells))
+    said = "Mean response length of the last ten steps over that of the first ten; smallest and largest over seeds."
+    return ["## Response length", "", said, "", *table(("", *plan.TASKS), rows)]
+
+
+SECTIONS: tuple[Callable[[Study], list[str]], ...] = (
+    verdict_section,
+    runs_section,
+    models_section,
+    grid_section,
+    accuracy_section,
+    curves_section,
+    pairs_section,
+    tasks_section,
+    same_rate_section,
+    further_section,
+    long_section,
+    length_section,
+)
+
+
+def page(study: Study) -> str:
+    """The whole page."""
+    parts = [INTRODUCTION, *("\n".join(section(study)) for section in SECTIONS), LIMITS]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="logs of the study")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page; figures go to images/ beside it")
+    arguments = parser.parse_args(argv)
+    study = Study.of(read_all(arguments.results))
+    arguments.out.write_text(page(study))
+    figures.curves(study, arguments.out.parent / "images")
+    print(f"{arguments.out}: {len(study.logs)} runs")
+
+
+if __name__ == "__main__":
+    main()

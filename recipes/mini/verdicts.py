@@ -1,0 +1,175 @@
+"""The hypotheses of hypotheses.md, judged by its rules: confirmed, falsified, cannot be said, or not run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recipes.mini import plan, statistics
+from recipes.mini.best import Study
+
+CONFIRMED, FALSIFIED, OPEN, NOT_RUN = "confirmed", "falsified", "cannot be said", "not run"
+EARLY, MIDDLE, END = plan.BUDGETS.values()
+COLLAPSE = 0.10
+BLIND = "handover_blind"
+"""The control: hand-over whose teacher sees no sibling."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method against another, at one budget."""
+
+    one: str
+    other: str
+    judge: str
+    budget: int
+    outcome: str
+    difference: statistics.Estimate | None
+    pairs: int
+
+    def __str__(self) -> str:
+        against = f"{plan.METHODS[self.one].title} - {plan.METHODS[self.other].title}, {self.judge}({self.budget})"
+        if self.difference is None:
+            return f"{against}: not run"
+        return f"{against}: {signed(self.difference)}, {self.pairs} pairs: {self.outcome}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A hypothesis with its outcome and what it stands on."""
+
+    name: str
+    outcome: str
+    grounds: tuple[str, ...]
+
+
+def signed(estimate: statistics.Estimate) -> str:
+    """A difference with its interval."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:+.3f} (no interval from one seed)"
+    return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"
+
+
+def compare(
+    study: Study, one: str, other: str, judge: str, budget: int, tasks: Sequence[str] = plan.TASKS
+) -> Comparison:
+    """One method against another on the tasks and seeds that both have."""
+    known = [method for method in (one, other) if method in plan.METHODS]
+    scores = [study.scores(method, judge, budget, tasks=tasks) for method in known]
+    differences = statistics.paired(*scores) if len(scores) == 2 else {}
+    outcome = statistics.verdict(differences)
+    if differences and set(differences) != set(tasks):
+        outcome = OPEN
+    difference = statistics.mean_difference(differences) if differences else None
+    return Comparison(one, other, judge, budget, outcome, difference, sum(map(len, differences.values())))
+
+
+def _decide(
+    name: str,
+    comparisons: Sequence[Comparison],
+    *,
+    confirms: Sequence[Sequence[str]],
+    falsifies: Sequence[Sequence[str]],
+    falsified_by: str = "any",
+) -> Judged:
+    """Confirmed where every outcome is among those that confirm, falsified where any (or all) is among the others."""
+    outcomes = [comparison.outcome for comparison in comparisons]
+    refuted = [outcome in among for outcome, among in zip(outcomes, falsifies, strict=True)]
+    if all(outcome == NOT_RUN for outcome in outcomes):
+        result = NOT_RUN
+    elif any(refuted) if falsified_by == "any" else all(refuted):
+        result = FALSIFIED
+    elif all(outcome in among for outcome, among in zip(outcomes, confirms, strict=True)):
+        result = CONFIRMED
+    else:
+        result = OPEN
+    return Judged(name, result, tuple(map(str, comparisons)))
+
+
+def _better(name: str, comparisons: Sequence[Comparison], falsified_by: str = "any") -> Judged:
+    count = len(comparisons)
+    return _decide(
+        name,
+        comparisons,
+        confirms=[("better",)] * count,
+        falsifies=[("worse", "a tie")] * count,
+        falsified_by=falsified_by,
+    )
+
+
+def _stronger_of(study: Study, methods: Sequence[str], budget: int) -> str:
+    """The method with the higher mean over tasks at a budget; the first where one has no run."""
+
+    def mean(method: str) -> float:
+        scores = study.scores(method, "best", budget)
+        return float(np.mean([np.mean(list(seeds.values())) for seeds in scores.values()])) if scores else 0.0
+
+    return max(methods, key=mean)
+
+
+def _collapses(study: Study, method: str) -> list[bool]:
+    """Of every long run, whether its end is far below its best checkpoint."""
+    judged = [
+        study.scores(method, judge, plan.LONG_STEPS, tasks=[plan.ONE_TASK], steps=plan.LONG_STEPS)
+        for judge in ("best", "last")
+    ]
+    best, last = (scores.get(plan.ONE_TASK, {}) for scores in judged)
+    return [best[seed] - last[seed] > COLLAPSE for seed in sorted(best)]
+
+
+def _late_collapse(study: Study) -> Judged:
+    counts = {method: _collapses(study, method) for method in ("sdpo", "handover")}
+    grounds = tuple(
+        f"{plan.METHODS[method].title}: {sum(fell)} of {len(fell)} runs of {plan.LONG_STEPS} steps end more than "
+        f"{COLLAPSE:.2f} below their best"
+        if fell
+        else f"{plan.METHODS[method].title}, long: not run"
+        for method, fell in counts.items()
+    )
+    sdpo, handover = counts["sdpo"], counts["handover"]
+    if not sdpo and not handover:
+        outcome = NOT_RUN
+    elif min(len(sdpo), len(handover)) < len(plan.LONG_SEEDS):
+        outcome = OPEN
+    elif not any(sdpo) or all(handover):
+        outcome = FALSIFIED
+    else:
+        outcome = CONFIRMED if all(sdpo) and not any(handover) else OPEN
+    return Judged("H6", outcome, grounds)
+
+
+def judge_all(study: Study) -> list[Judged]:
+    """H1 to H7."""
+    one_task = [plan.ONE_TASK]
+    early_then_late = [compare(study, "sdpo", "grpo", "best", EARLY), compare(study, "sdpo", "grpo", "last", END)]
+    above_both = [
+        compare(study, "srpo", other, "best", budget) for other in ("grpo", "sdpo") for budget in (MIDDLE, END)
+    ]
+    weights = [compare(study, "srpo", "srpo_no_dw", "best", budget, one_task) for budget in (MIDDLE, END)]
+    mixing = [compare(study, "srpo", "advantage_mix", "best", END, one_task)]
+    handover = [
+        compare(study, "handover", _stronger_of(study, ("srpo", "grpo"), budget), "best", budget)
+        for budget in plan.BUDGETS.values()
+    ]
+    return [
+        _decide(
+            "H1",
+            early_then_late,
+            confirms=[("better",), ("worse",)],
+            falsifies=[("worse", "a tie"), ("better", "a tie")],
+        ),
+        _better("H2", above_both),
+        _better("H3", weights, falsified_by="all"),
+        _better("H4", mixing),
+        _decide("H5", handover, confirms=[("better", "a tie")] * 3, falsifies=[("worse",)] * 3),
+        _late_collapse(study),
+        _control(study),
+    ]
+
+
+def _control(study: Study) -> Judged:
+    if BLIND not in plan.METHODS:
+        return Judged("H7", NOT_RUN, ("the control: not run",))
+    return _better("H7", [compare(study, "handover", BLIND, "best", MIDDLE, [plan.ONE_TASK])])

@@ -1,0 +1,305 @@
+"""The study: logs, statistics, verdicts and the findings page, on made-up curves; a small study end to end is slow."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from recipes.mini import figures, findings, logs, plan, run, statistics, study, verdicts
+from recipes.mini.best import ACCURACY, Study, best_within, choose_rates, last_within
+from recipes.mini.logs import Log
+from recipes.mini.plan import Cell
+
+RATES = dict.fromkeys(plan.MAIN, 3e-4)
+START = {"accuracy_plain": 0.2, "accuracy_demonstration": 0.5, "seconds": 200.0}
+HEADER = {"commit": "0" * 40, "versions": {"verl": "0.9.1"}, "hardware": "2 x a processor", "start": START}
+
+
+def log_of(cell, curve, validation=None):
+    """A run whose test accuracy at each evaluated step is given by a function."""
+    steps = {step: {"response_length/mean": 20.0} for step in range(1, cell.steps + 1)}
+    every = plan.LONG_TEST_EVERY if cell.steps == plan.LONG_STEPS else plan.TEST_EVERY
+    for step in range(0, cell.steps + 1, every):
+        values = steps.setdefault(step, {})
+        values[ACCURACY.format(source=f"mini/{cell.task}/test")] = curve(step)
+        values[ACCURACY.format(source=f"mini/{cell.task}")] = (validation or curve)(step)
+    return Log(cell, HEADER, steps)
+
+
+# --- logs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_comes_back_in_four_digits_and_without_what_is_not_finite(tmp_path):
+    cell = Cell("A", "desk", "srpo", 3e-4, 1)
+    steps = {
+        step: {"critic/score/mean": step / 7, "actor/grad_norm": math.nan if step == 2 else 1.0, "perf/mfu": 1.0}
+        for step in range(1, 151)
+    }
+    steps[10]["val-core/mini/desk/acc/mean@1"] = 0.5
+    path = tmp_path / f"{cell.name}.jsonl"
+    logs.write(path, cell, HEADER, steps)
+    (read,) = logs.read_all(tmp_path)
+    assert (read.cell, read.header) == (cell, HEADER)
+    assert read.steps[7]["critic/score/mean"] == 1.0
+    assert read.steps[3]["critic/score/mean"] == pytest.approx(3 / 7, rel=5e-4)
+    assert "actor/grad_norm" not in read.steps[2]
+    assert "perf/mfu" not in read.steps[1]
+    assert {step for step in read.steps if "val-core/mini/desk/acc/mean@1" in read.steps[step]} == {10}
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"seed1\.jsonl is not a log of the study"):
+        logs.read(path)
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_keeps_its_promises():
+    cells = [cell for make in plan.PARTS.values() for cell in make(RATES)]
+    graded = {cell.seed for cell in cells if cell.part == "grid"}
+    assert not graded & {cell.seed for cell in cells if cell.part != "grid"}
+    # Paired: in the comparison every method of a task has the same seeds.
+    for task in plan.TASKS:
+        seeds = {m: {c.seed for c in cells if (c.part, c.task, c.method) == ("A", task, m)} for m in plan.MAIN}
+        assert len(seeds[plan.MAIN[0]]) == 5
+        assert len(set(map(frozenset, seeds.values()))) == 1
+    assert all(budget % plan.TEST_EVERY == 0 for budget in plan.BUDGETS.values())
+    assert plan.LONG_STEPS % plan.LONG_TEST_EVERY == 0
+    assert {cell.method for cell in cells} == set(plan.METHODS)
+
+
+def test_a_rate_is_repeated_only_where_it_differs():
+    assert not list(plan.at_srpos_rate(RATES))
+    repeated = list(plan.at_srpos_rate({**RATES, "sdpo": 1e-4}))
+    assert {(cell.method, cell.learning_rate) for cell in repeated} == {("sdpo", 3e-4)}
+
+
+# --- judging one run -------------------------------------------------------------------------------------------------
+
+
+def test_validation_chooses_and_test_is_reported():
+    cell = Cell("A", "sums4", "sdpo", 3e-4, 0)
+    log = log_of(cell, lambda step: step / 1000, validation=lambda step: -abs(step - 45))
+    # 40 and 50 are equals: the earlier one.
+    assert best_within(log, 150) == 0.040
+    assert best_within(log, 20) == 0.020
+    assert last_within(log, 150) == 0.150
+    assert last_within(log, 65) == 0.060
+
+
+def test_the_rate_of_the_best_mean_is_chosen_the_smaller_of_equals():
+    def grid(rate, height):
+        return log_of(Cell("grid", "sums4", "grpo", rate, 100, plan.GRID_STEPS), lambda step: height)
+
+    assert choose_rates([grid(1e-3, 0.5), grid(1e-4, 0.4), grid(5e-4, 0.5)]) == {"grpo": 5e-4}
+
+
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+X = [[0.91, 0.62, 0.78, 0.85], [0.88, 0.70, 0.74, 0.88], [0.95, 0.55, 0.81, 0.79], [0.90, 0.66, 0.69, 0.93], [0.97, 0.59, 0.77, 0.82]]  # fmt: skip  # noqa: E501
+Y = [[0.89, 0.52, 0.80, 0.81], [0.90, 0.61, 0.72, 0.86], [0.85, 0.57, 0.75, 0.80], [0.93, 0.50, 0.70, 0.90], [0.86, 0.64, 0.73, 0.82]]  # fmt: skip  # noqa: E501
+
+
+def by_task(rows):
+    return {str(task): dict(enumerate(values)) for task, values in enumerate(np.array(rows).T)}
+
+
+def test_statistics_are_rliables():
+    """Values of rliable 1.2.0 with 20,000 resamples; intervals to the noise of two bootstraps."""
+    aggregate = statistics.aggregate(by_task(X))
+    assert aggregate.value == pytest.approx(0.802, abs=5e-4)
+    assert (aggregate.low, aggregate.high) == pytest.approx((0.778, 0.827), abs=4e-3)
+    chance = statistics.probability_of_improvement(by_task(X), by_task(Y))
+    assert chance.value == pytest.approx(0.69)
+    assert (chance.low, chance.high) == pytest.approx((0.51, 0.85), abs=0.02)
+
+
+def test_the_difference_of_one_task_is_students():
+    one, other = ({"t": dict(enumerate(np.array(rows)[:, 1]))} for rows in (X, Y))
+    differences = statistics.paired(one, other)
+    estimate = statistics.mean_difference(differences)
+    expected = stats.ttest_1samp(differences["t"], 0.0).confidence_interval(0.95)
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_over_tasks_covers():
+    """Of 1,000 studies of three tasks and four seeds with unlike spreads, 95 % hold the truth; binomial sd 0.7 %."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        differences = {str(task): rng.normal(0.1, spread, 4) for task, spread in enumerate((0.02, 0.1, 0.3))}
+        estimate = statistics.mean_difference(differences)
+        held += estimate.low <= 0.1 <= estimate.high
+    assert 0.93 <= held / 1000 <= 0.985
+
+
+def test_only_seeds_of_both_are_paired():
+    differences = statistics.paired({"a": {0: 0.5, 1: 0.7}, "b": {0: 0.1}}, {"a": {1: 0.6, 2: 0.9}})
+    assert {task: values.tolist() for task, values in differences.items()} == {"a": [pytest.approx(0.1)]}
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ([0.05, 0.06, 0.07], "better"),
+        ([-0.05, -0.06, -0.07], "worse"),
+        ([0.001, -0.001, 0.002], "a tie"),
+        ([0.2, -0.2, 0.1], "cannot be said"),
+        ([0.05, 0.05], "cannot be said"),  # two seeds
+    ],
+)
+def test_verdicts(differences, expected):
+    assert statistics.verdict({"t": np.array(differences)}) == expected
+
+
+def test_one_seed_has_no_interval():
+    assert str(statistics.aggregate({"t": {0: 0.5}})) == "0.500 (one seed: no interval)"
+    assert verdicts.signed(statistics.mean_difference({"t": np.array([0.1])})) == "+0.100 (no interval from one seed)"
+    assert statistics.verdict({}) == "not run"
+
+
+# --- hypotheses and page ---------------------------------------------------------------------------------------------
+
+ENDS = {"grpo": 0.80, "sdpo": 0.50, "srpo": 0.90, "handover": 0.90, "srpo_no_dw": 0.90, "advantage_mix": 0.70}
+
+
+def as_claimed(cell):
+    """A run in which every claim of the paper holds, with a spread over seeds that is the same for all methods."""
+    noise = 0.01 * (cell.seed % 5)
+
+    def curve(step):
+        if cell.method == "sdpo" and step <= 20:
+            return 0.30 + noise + step / 100
+        if cell.method == "sdpo" and step > plan.STEPS:
+            return 0.2
+        return 0.20 + noise + (ENDS.get(cell.method, 0.6) - 0.25) * min(1.0, step / 60)
+
+    # Methods differ a little in every pair, as runs do.
+    jitter = 0.002 * ((cell.seed * 7 + len(cell.method)) % 3)
+    return log_of(cell, lambda step: curve(step) + jitter)
+
+
+@pytest.fixture(scope="module")
+def made_up():
+    best = dict.fromkeys(plan.MAIN, plan.GRID[0])
+    cells = {cell.name: cell for make in plan.PARTS.values() for cell in make(best)}
+    return Study.of(as_claimed(cell) for cell in cells.values())
+
+
+def test_hypotheses_are_judged(made_up):
+    outcomes = {judged.name: judged.outcome for judged in verdicts.judge_all(made_up)}
+    assert outcomes == {
+        "H1": "confirmed",
+        "H2": "confirmed",
+        "H3": "falsified",  # no difference is a tie
+        "H4": "confirmed",
+        "H5": "confirmed",
+        "H6": "confirmed",
+        "H7": "not run",
+    }
+
+
+def test_half_a_study_says_so(made_up):
+    """With two seeds per task nothing is decided, and nothing that is missing is taken for a zero."""
+    half = Study.of(log for log in made_up.logs if log.cell.part == "grid" or log.cell.seed < 2)
+    outcomes = {judged.outcome for judged in verdicts.judge_all(half) if judged.name in ("H1", "H2", "H3", "H4", "H5")}
+    assert outcomes == {"cannot be said"}
+    without = Study.of(log for log in made_up.logs if log.cell.task != "desk")
+    assert {judged.name: judged.outcome for judged in verdicts.judge_all(without)}["H2"] == "cannot be said"
+    assert {judged.outcome for judged in verdicts.judge_all(Study.of(()))} == {"not run"}
+
+
+def test_a_claim_is_falsified_by_its_opposite(made_up):
+    swapped = {"grpo": "srpo", "srpo": "grpo"}
+    turned = Study.of(
+        replace(log, cell=replace(log.cell, method=swapped.get(log.cell.method, log.cell.method)))
+        for log in made_up.logs
+    )
+    assert {judged.name: judged.outcome for judged in verdicts.judge_all(turned)}["H2"] == "falsified"
+
+
+def test_every_hypothesis_is_judged_and_no_other():
+    assert list(findings.claims()) == [judged.name for judged in verdicts.judge_all(Study.of(()))]
+
+
+def test_the_page_has_the_numbers_of_the_logs(made_up, tmp_path):
+    text = findings.page(made_up)
+    scores = list(made_up.scores("srpo", "best", 60, tasks=["desk"])["desk"].values())
+    assert f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f} (5)" in text
+    assert "| A | 90 | 90 |" in text
+    assert len(text.encode()) < 24_000
+    one_task = replace(made_up, logs=tuple(log for log in made_up.logs if log.cell.task == "desk"))
+    first = figures.curves(one_task, tmp_path / "a").read_bytes()
+    assert first == figures.curves(one_task, tmp_path / "b").read_bytes()
+
+
+def test_the_page_in_the_repository_is_made_from_the_logs_in_it():
+    found = Study.of(logs.read_all(study.RESULTS))
+    assert findings.PAGE.read_text() == findings.page(found), "run python -m recipes.mini.findings"
+    for name in ("images/findings_curves.svg",):
+        assert (findings.PAGE.parent / name).is_file() == (name in findings.PAGE.read_text())
+    assert sum(path.stat().st_size for path in study.RESULTS.glob("*.jsonl")) < 20e6
+    assert not [log.cell.name for log in found.logs if log.header["commit"].endswith("+changes")]
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_has_its_log_is_not_made_again_and_what_fails_is_tried_once_more(tmp_path, monkeypatch, capsys):
+    cells = [Cell("A", "desk", "srpo", 3e-4, seed) for seed in range(3)]
+    (tmp_path / f"{cells[0].name}.jsonl").touch()
+    tried = []
+
+    def run_cell(cell, *_):
+        tried.append(cell.seed)
+        if (cell.seed == 1 and tried.count(1) == 1) or cell.seed == 2:
+            raise run.RunFailed(f"{cell.name}: broken")
+        return 1.0
+
+    monkeypatch.setattr(study, "run_cell", run_cell)
+    failed = study.run_all(cells, tmp_path, tmp_path, at_once=1)
+    assert tried == [1, 1, 2, 2]
+    assert failed == [f"{cells[2].name}: broken"]
+    assert "2 of 3 runs to make" in capsys.readouterr().out
+
+
+def test_parts_after_the_grid_wait_for_its_rates(tmp_path):
+    with pytest.raises(ValueError, match="no learning rate is chosen yet for grpo, sdpo, srpo, handover"):
+        study.cells_of("A", tmp_path)
+    assert len(study.cells_of("grid", tmp_path)) == 20
+
+
+def test_a_process_that_logs_nothing_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "TICK_SECONDS", 0.05)
+    progress = tmp_path / "metrics.jsonl"
+    with subprocess.Popen(["sleep", "60"]) as hanging:
+        assert run.wait(hanging, progress, stall_seconds=0.2) is None
+        hanging.kill()
+    command = f"for i in 1 2 3 4 5 6; do echo >> {progress}; sleep 0.1; done; exit 3"
+    with subprocess.Popen(["sh", "-c", command]) as working:
+        assert run.wait(working, progress, stall_seconds=0.4) == 3
+
+
+@pytest.mark.slow
+def test_a_small_study_from_nothing(tmp_path):
+    """Two methods, one task, few steps: starting model, data, veRL, logs."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
+    arguments = ["--part", "grid", "--only", "-(grpo|srpo)-lr0.0005", "--steps", "2", "--warmup-steps", "40"]
+    places = ["--work", tmp_path / "work", "--results", tmp_path / "results"]
+    command = [sys.executable, "-W", "ignore", "-m", "recipes.mini.study", *arguments, *places]
+    subprocess.run(command, cwd=run.ROOT, env=environment, check=True, timeout=900)
+    made = list(logs.read_all(tmp_path / "results"))
+    assert sorted(log.cell.method for log in made) == ["grpo", "srpo"]
+    for log in made:
+        assert {"critic/score/mean", "response_length/mean"} <= set(log.steps[2])
+        assert ACCURACY.format(source="mini/sums4/test") in log.steps[0]
+        assert "verl.trainer.main_ppo" in log.header["command"]
+    assert "srpo/frac_sdpo" in next(log for log in made if log.cell.method == "srpo").steps[1]
+    again = subprocess.run(
+        command, cwd=run.ROOT, env=environment, check=True, timeout=60, capture_output=True, text=True
+    )
+    assert "0 of 2 runs to make" in again.stdout
