@@ -17,8 +17,7 @@ from scripts.bench.meter import Count, Meter
 from srpo_verl.algos import compiled_passes
 from srpo_verl.config.schema import DistillationConfig, KernelsConfig
 from srpo_verl.verl_ext.engine import TOKENS, SrpoEngine
-from srpo_verl.verl_ext.response_tokens import ResponseTokens
-from srpo_verl.verl_ext.schema import (
+from srpo_verl.verl_ext.fields import (
     DIVERGENCE,
     SCORE,
     SDPO_ROW,
@@ -26,6 +25,7 @@ from srpo_verl.verl_ext.schema import (
     TEACHER_LOG_PROBS,
     WANT_SUPPORT,
 )
+from srpo_verl.verl_ext.response_tokens import ResponseTokens
 
 ROWS = 20
 PROMPT = 64

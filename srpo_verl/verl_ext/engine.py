@@ -17,9 +17,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from srpo_verl.config.schema import DistillationConfig, KernelsConfig, SrpoConfig
 from srpo_verl.functional import score_teacher, token_losses, topk_support
 from srpo_verl.installation import STUDENT_TYPE, TEACHER_TYPE
-from srpo_verl.verl_ext.nested import filler, jagged, like, rows_of
-from srpo_verl.verl_ext.response_tokens import ResponseTokens
-from srpo_verl.verl_ext.schema import (
+from srpo_verl.verl_ext.fields import (
     DIVERGENCE,
     FILLER_LENGTH,
     SCORE,
@@ -28,6 +26,8 @@ from srpo_verl.verl_ext.schema import (
     TEACHER_LOG_PROBS,
     WANT_SUPPORT,
 )
+from srpo_verl.verl_ext.nested import filler, jagged, like, rows_of
+from srpo_verl.verl_ext.response_tokens import ResponseTokens
 
 TOKENS = "srpo_response_tokens"
 """Where `output_args` hold the ResponseTokens of a micro-batch."""

@@ -15,7 +15,7 @@ from verl.workers.utils.padding import no_padding_2_padding
 from srpo_verl.config.schema import SrpoConfig
 from srpo_verl.functional import importance_ratio, objective_summands
 from srpo_verl.verl_ext.estimator import grpo_token_losses
-from srpo_verl.verl_ext.schema import (
+from srpo_verl.verl_ext.fields import (
     DIVERGENCE,
     GRPO_SHARE,
     NUM_GRPO_TOKENS,

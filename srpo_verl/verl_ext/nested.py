@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from srpo_verl.verl_ext.schema import FILLER_LENGTH
+from srpo_verl.verl_ext.fields import FILLER_LENGTH
 
 
 def jagged(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -11,8 +11,8 @@ from verl.utils.ulysses import (
     get_ulysses_sequence_parallel_rank,
 )
 
+from srpo_verl.verl_ext.fields import SDPO_ROW
 from srpo_verl.verl_ext.nested import host_lengths, like, response_logit_index
-from srpo_verl.verl_ext.schema import SDPO_ROW
 
 
 class ResponseTokens:

@@ -19,15 +19,13 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
+from srpo_verl.budget import HOURS, TrainingRecord, mean_accuracy
 from srpo_verl.config.check import check_run
 from srpo_verl.errors import ConfigError
 from srpo_verl.installation import TRAINER_MODE
 from srpo_verl.preflight.model import ModelFacts, check_model
 from srpo_verl.teacher.dialogue import DialogueText
-from srpo_verl.verl_ext.budget import HOURS, TrainingRecord, mean_accuracy
-from srpo_verl.verl_ext.nested import filler, jagged
-from srpo_verl.verl_ext.routing import Rollouts, RoutedBatch, Router
-from srpo_verl.verl_ext.schema import (
+from srpo_verl.verl_ext.fields import (
     CREDIT_ROW,
     DISTILL,
     GROUP,
@@ -38,6 +36,8 @@ from srpo_verl.verl_ext.schema import (
     TEACHER_INPUT_IDS,
     WANT_SUPPORT,
 )
+from srpo_verl.verl_ext.nested import filler, jagged
+from srpo_verl.verl_ext.router import Rollouts, RoutedBatch, Router
 from srpo_verl.verl_ext.student_prompts import StudentPrompts, configured_tools
 from srpo_verl.verl_ext.worker import TEACHER_TIME, SrpoWorker
 
@@ -52,7 +52,7 @@ class SrpoTrainer(PPOTrainerSync):
     """Adds to one training step: routing after the rewards, the support in the old-log-prob pass, SRPO's metrics.
 
     The teacher pass, the objective and the EMA are the worker's (verl_ext/worker.py). Around the steps it counts the
-    training time and keeps the budgets (verl_ext/budget.py).
+    training time and keeps the budgets (budget.py).
     """
 
     record: TrainingRecord | None

@@ -23,9 +23,7 @@ from srpo_verl.functional import entropy_weights, pass_rate_weights
 from srpo_verl.installation import STUDENT_TYPE
 from srpo_verl.verl_ext.checkpoint import check_ranks
 from srpo_verl.verl_ext.engine import SrpoEngineConfig
-from srpo_verl.verl_ext.loss import SrpoLoss
-from srpo_verl.verl_ext.nested import like, rows_to_tokens
-from srpo_verl.verl_ext.schema import (
+from srpo_verl.verl_ext.fields import (
     CREDIT_ROW,
     DISTILL,
     GROUP,
@@ -38,10 +36,12 @@ from srpo_verl.verl_ext.schema import (
     TEACHER_ENTROPY,
     WEIGHTS,
 )
-from srpo_verl.verl_ext.teacher_adapters import AdapterWeights
-from srpo_verl.verl_ext.teacher_credit import give_credit
-from srpo_verl.verl_ext.teacher_pass import score_rows
-from srpo_verl.verl_ext.teacher_weights import TeacherWeights, build_teacher, reshard, teacher_folder
+from srpo_verl.verl_ext.loss import SrpoLoss
+from srpo_verl.verl_ext.nested import like, rows_to_tokens
+from srpo_verl.verl_ext.teacher.adapters import AdapterWeights
+from srpo_verl.verl_ext.teacher.credit import give_credit
+from srpo_verl.verl_ext.teacher.score_rows import score_rows
+from srpo_verl.verl_ext.teacher.weights import TeacherWeights, build_teacher, reshard, teacher_folder
 
 TEACHER_TIME = "srpo/teacher_seconds"
 """Travels with the worker's metrics; the trainer logs it as timing_s/srpo_teacher."""

@@ -17,7 +17,7 @@ from recipes.quickstart import task
 from srpo_verl.config.schema import parse
 from srpo_verl.cpu.rollout import HFServer
 from srpo_verl.teacher.dialogue import DialogueText
-from srpo_verl.verl_ext.routing import Rollouts, Router
+from srpo_verl.verl_ext.router import Rollouts, Router
 from srpo_verl.verl_ext.student_prompts import StudentPrompts, configured_tools
 from tests import tool_task
 from tests.config import compose

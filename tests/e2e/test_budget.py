@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from srpo_verl.budget import TrainingRecord, mean_accuracy
 from srpo_verl.report.loader import load_runs
 from srpo_verl.report.tables import summary_rows
-from srpo_verl.verl_ext.budget import TrainingRecord, mean_accuracy
 from tests.e2e.test_training import SRPO, inputs, train
 
 pytestmark = [

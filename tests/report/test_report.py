@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 
+from srpo_verl.budget import TrainingRecord, best_accuracy_name, mean_accuracy
 from srpo_verl.report.__main__ import main
 from srpo_verl.report.figures import FIGURES, rolling
 from srpo_verl.report.loader import ReportError, load_runs
@@ -21,7 +22,6 @@ from srpo_verl.report.tables import (
     summary_rows,
     warnings,
 )
-from srpo_verl.verl_ext.budget import TrainingRecord, best_accuracy_name, mean_accuracy
 from tests.report.logs import realistic, training_line, validation, write
 
 PNG = b"\x89PNG\r\n"

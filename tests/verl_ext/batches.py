@@ -3,7 +3,7 @@
 import torch
 
 from srpo_verl.teacher.dialogue import DialogueText
-from srpo_verl.verl_ext.routing import Rollouts
+from srpo_verl.verl_ext.router import Rollouts
 
 LIMIT = 200
 

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from srpo_verl.config.schema import BudgetConfig
-from srpo_verl.verl_ext import trainer as trainer_module
-from srpo_verl.verl_ext.budget import (
+from srpo_verl.budget import (
     FILE_NAME,
     RECENT_STEPS,
     TrainingRecord,
     best_accuracy_name,
     mean_accuracy,
 )
+from srpo_verl.config.schema import BudgetConfig
+from srpo_verl.verl_ext import trainer as trainer_module
 from srpo_verl.verl_ext.trainer import SrpoTrainer
 
 HOUR = 3600.0

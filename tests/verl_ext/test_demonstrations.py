@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from srpo_verl.config.schema import default_values, parse
-from srpo_verl.verl_ext.routing import Router
+from srpo_verl.verl_ext.router import Router
 from tests.verl_ext.batches import LIMIT, MIXED, TEXT, render, rollouts, shown
 
 # --- schedule, pass rates --------------------------------------------------------------------------------------------

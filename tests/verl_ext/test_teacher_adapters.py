@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 
 from srpo_verl.config.schema import parse
-from srpo_verl.verl_ext.teacher_adapters import AdapterWeights
-from srpo_verl.verl_ext.teacher_weights import TeacherWeights
+from srpo_verl.verl_ext.teacher.adapters import AdapterWeights
+from srpo_verl.verl_ext.teacher.weights import TeacherWeights
 from tests.config import compose
 
 

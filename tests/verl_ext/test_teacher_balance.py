@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from srpo_verl.verl_ext.teacher_balance import Scores, Sequence, Task, assign, share
+from srpo_verl.verl_ext.teacher.balance import Scores, Sequence, Task, assign, share
 
 K = 3
 

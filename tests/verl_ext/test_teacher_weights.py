@@ -8,7 +8,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from srpo_verl.config.schema import parse
 from srpo_verl.verl_ext import worker as worker_module
-from srpo_verl.verl_ext.teacher_weights import TeacherWeights, keeps_on_cpu
+from srpo_verl.verl_ext.teacher.weights import TeacherWeights, keeps_on_cpu
 from tests.config import compose
 
 

@@ -14,7 +14,7 @@ from verl.utils.fsdp_utils import FSDPModule
 
 from srpo_verl.config.schema import SrpoConfig
 from srpo_verl.verl_ext.engine import SrpoEngine
-from srpo_verl.verl_ext.teacher_weights import (
+from srpo_verl.verl_ext.teacher.weights import (
     ADAPTER_FILE,
     holds_adapters,
     keeps_on_cpu,

@@ -1,4 +1,4 @@
-"""The teacher's weights inside FSDP: building, re-sharding, averaging, saving. For LoRA see teacher_adapters.py."""
+"""The teacher's weights inside FSDP: building, re-sharding, averaging, saving. For LoRA see adapters.py."""
 
 from __future__ import annotations
 

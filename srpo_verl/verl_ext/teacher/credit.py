@@ -10,8 +10,8 @@ from tensordict import TensorDict
 from verl.utils.device import get_device_id
 
 from srpo_verl.functional import teacher_ratio_advantages
+from srpo_verl.verl_ext.fields import CREDIT_ROW, SUPPORT, TEACHER_ENTROPY, TEACHER_LOG_PROBS
 from srpo_verl.verl_ext.nested import filler, jagged
-from srpo_verl.verl_ext.schema import CREDIT_ROW, SUPPORT, TEACHER_ENTROPY, TEACHER_LOG_PROBS
 
 
 def give_credit(

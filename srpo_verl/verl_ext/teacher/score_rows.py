@@ -11,8 +11,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id
 
 from srpo_verl.verl_ext.engine import SrpoEngine
-from srpo_verl.verl_ext.nested import filler, jagged
-from srpo_verl.verl_ext.schema import (
+from srpo_verl.verl_ext.fields import (
     SCORE,
     SDPO_ROW,
     SUPPORT,
@@ -20,7 +19,8 @@ from srpo_verl.verl_ext.schema import (
     TEACHER_INPUT_IDS,
     TEACHER_LOG_PROBS,
 )
-from srpo_verl.verl_ext.teacher_balance import Scores, Sequence, share
+from srpo_verl.verl_ext.nested import filler, jagged
+from srpo_verl.verl_ext.teacher.balance import Scores, Sequence, share
 
 
 def score_rows(
@@ -48,7 +48,7 @@ def score_rows(
         temperature: divides the teacher's logits, as it does the student's.
         use_remove_padding: whether the engine's model takes packed inputs.
         row_field: name of the bool field of the rows that are scored; the distilled ones by default.
-        after_forward: run after every forward (re-sharding; see teacher_weights.reshard).
+        after_forward: run after every forward (re-sharding; see `reshard`).
     """
     group = engine.get_data_parallel_group()
     held = _sequences(data, row_field)

@@ -7,7 +7,7 @@ import torch
 
 from srpo_verl.algos.routing import ROUTINGS
 from srpo_verl.config.schema import default_values, parse
-from srpo_verl.verl_ext.routing import Router
+from srpo_verl.verl_ext.router import Router
 from tests.verl_ext.batches import LIMIT, MIXED, TEXT, decode, render, rollouts, shown
 
 

@@ -1,0 +1,1 @@
+"""The self-teacher inside the worker: its weights in FSDP, the pass that scores with it, credit by it."""
