@@ -131,7 +131,7 @@ class Rollouts:
         """
         from verl.utils import tensordict_utils as tu
 
-        from srpo_verl.verl_ext import schema
+        from srpo_verl.verl_ext import fields
         from srpo_verl.verl_ext.nested import filler, jagged
 
         sizes = self.sizes
@@ -152,13 +152,13 @@ class Rollouts:
             is_sdpo = torch.arange(sizes.rows) < distilled
             teacher = torch.cat([self.reprompts, self.responses], dim=1)
             columns |= {
-                schema.SDPO_ROW: is_sdpo,
-                schema.SDPO_SHARE: is_sdpo.float(),
-                schema.GRPO_SHARE: (~is_sdpo).float(),
-                schema.TEACHER_INPUT_IDS: jagged(
+                fields.SDPO_ROW: is_sdpo,
+                fields.SDPO_SHARE: is_sdpo.float(),
+                fields.GRPO_SHARE: (~is_sdpo).float(),
+                fields.TEACHER_INPUT_IDS: jagged(
                     [teacher[row] if is_sdpo[row] else filler(torch.int64) for row in range(sizes.rows)]
                 ),
-                schema.SUPPORT: jagged(
+                fields.SUPPORT: jagged(
                     [
                         self.support[row].to(torch.int32) if is_sdpo[row] else filler(torch.int32)
                         for row in range(sizes.rows)
@@ -177,7 +177,7 @@ class Rollouts:
                 "epochs": 1,
                 "seed": 0,
                 "dataloader_kwargs": {"shuffle": False},
-                schema.DISTILL: bool(distilled) or distill,
+                fields.DISTILL: bool(distilled) or distill,
             },
         )
 

@@ -62,7 +62,7 @@ class Rows:
     def batch(self, **flags: Any) -> TensorDict:
         from verl.utils import tensordict_utils as tu
 
-        from srpo_verl.verl_ext import schema
+        from srpo_verl.verl_ext import fields
         from srpo_verl.verl_ext.nested import filler, jagged
 
         ones = torch.ones(RESPONSE, dtype=torch.int64)
@@ -76,14 +76,14 @@ class Rows:
             "input_ids": jagged(list(every[self.mine])),
             "position_ids": jagged([torch.arange(every.shape[1])] * len(self.mine)),
             "advantages": jagged([self.advantages[row].expand(RESPONSE).clone() for row in self.mine]),
-            schema.SDPO_ROW: self.is_sdpo[self.mine],
-            schema.SDPO_SHARE: self.is_sdpo[self.mine].float(),
-            schema.GRPO_SHARE: (~self.is_sdpo[self.mine]).float(),
-            schema.TEACHER_INPUT_IDS: jagged(
+            fields.SDPO_ROW: self.is_sdpo[self.mine],
+            fields.SDPO_SHARE: self.is_sdpo[self.mine].float(),
+            fields.GRPO_SHARE: (~self.is_sdpo[self.mine]).float(),
+            fields.TEACHER_INPUT_IDS: jagged(
                 [teacher[row] if self.is_sdpo[row] else filler(torch.int64) for row in self.mine]
             ),
         }
-        return tu.get_tensordict(columns, non_tensor_dict={"temperature": 1.0, schema.DISTILL: True, **flags})
+        return tu.get_tensordict(columns, non_tensor_dict={"temperature": 1.0, fields.DISTILL: True, **flags})
 
 
 def update(worker: Any, rows: Rows) -> dict[str, float]:
@@ -91,12 +91,12 @@ def update(worker: Any, rows: Rows) -> dict[str, float]:
     from verl.utils import tensordict_utils as tu
     from verl.workers.utils.padding import response_from_nested
 
-    from srpo_verl.verl_ext import schema
+    from srpo_verl.verl_ext import fields
     from srpo_verl.verl_ext.nested import jagged
     from srpo_verl.verl_ext.worker import TEACHER_TIME
 
     old = worker.compute_log_prob(
-        rows.batch(calculate_entropy=True, compute_loss=False, **{schema.WANT_SUPPORT: True})
+        rows.batch(calculate_entropy=True, compute_loss=False, **{fields.WANT_SUPPORT: True})
     )
     batch = rows.batch(
         calculate_entropy=False,
@@ -109,7 +109,7 @@ def update(worker: Any, rows: Rows) -> dict[str, float]:
     fresh = response_from_nested(old["log_probs"], batch["response_mask"]).unbind()
     noisy = [value + rows.noise[row].to(value) for value, row in zip(fresh, rows.mine, strict=True)]
     batch["old_log_probs"] = jagged(noisy)
-    batch[schema.SUPPORT] = old[schema.SUPPORT]
+    batch[fields.SUPPORT] = old[fields.SUPPORT]
     updated = worker.update_actor(batch)
     metrics = tu.get(updated, "metrics") if updated is not None else {}
     return {

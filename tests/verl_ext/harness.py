@@ -131,7 +131,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
 
     from srpo_verl.config.schema import parse
     from srpo_verl.functional import Routing, group_advantages, route_samples
-    from srpo_verl.verl_ext import schema
+    from srpo_verl.verl_ext import fields
     from srpo_verl.verl_ext.nested import filler, jagged
 
     config = compose(case.overrides, model)
@@ -180,18 +180,18 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             "position_ids": jagged([torch.arange(len(ids)) for ids in input_ids]),
             "rollout_is_weights": column("rollout_is_weights"),
             "advantages": jagged([advantages[row] * every["response_mask"][row] for row in rows]),
-            schema.SDPO_ROW: routing.sdpo_B[rows],
-            schema.SDPO_SHARE: routing.sdpo_share_B[rows],
-            schema.GRPO_SHARE: routing.grpo_share_B[rows],
-            schema.TEACHER_INPUT_IDS: jagged(
+            fields.SDPO_ROW: routing.sdpo_B[rows],
+            fields.SDPO_SHARE: routing.sdpo_share_B[rows],
+            fields.GRPO_SHARE: routing.grpo_share_B[rows],
+            fields.TEACHER_INPUT_IDS: jagged(
                 [every["teacher"][row] if asks_B[row] else filler(torch.int64) for row in rows]
             ),
         }
         if srpo.gives_credit:
-            columns[schema.CREDIT_ROW] = asks_B[rows]
+            columns[fields.CREDIT_ROW] = asks_B[rows]
         if srpo.weighting.pass_rate:
-            columns[schema.PASS_RATE] = routing.pass_rate_B[rows].float()
-            columns[schema.GROUP] = torch.tensor([sorted(set(GROUPS)).index(GROUPS[row]) for row in rows])
+            columns[fields.PASS_RATE] = routing.pass_rate_B[rows].float()
+            columns[fields.GROUP] = torch.tensor([sorted(set(GROUPS)).index(GROUPS[row]) for row in rows])
         return tu.get_tensordict(columns, non_tensor_dict={"temperature": TEMPERATURE, **flags})
 
     metrics: list[dict[str, float]] = []
@@ -206,7 +206,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
         routing = routing_of(step + 1)
         distill = bool(routing.sdpo_B.any()) or srpo.gives_credit
         has_support = distill and srpo.distils and config.srpo.distillation.top_k is not None
-        flags = {schema.WANT_SUPPORT: has_support}
+        flags = {fields.WANT_SUPPORT: has_support}
         log_prob_batch = fresh_batch(routing, calculate_entropy=True, compute_loss=False, **flags)
         # Under sequence parallelism the ranks hold the same rows, and one of them answers.
         answer = [worker.compute_log_prob(log_prob_batch)]
@@ -223,7 +223,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             epochs=1,
             seed=0,
             dataloader_kwargs={"shuffle": False},
-            **{schema.DISTILL: distill},
+            **{fields.DISTILL: distill},
         )
         fresh = response_from_nested(output["log_probs"], batch["response_mask"]).unbind()
         batch["old_log_probs"] = jagged(
@@ -236,10 +236,10 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             reference = compute(fresh_batch(routing, calculate_entropy=False, compute_loss=False, **flags))
             batch["ref_log_prob"] = response_from_nested(reference["log_probs"], batch["response_mask"])
         if has_support:
-            batch[schema.SUPPORT] = output[schema.SUPPORT]
+            batch[fields.SUPPORT] = output[fields.SUPPORT]
         updated = worker.update_actor(batch)
-        if step == 0 and schema.TEACHER_LOG_PROBS in batch:
-            fields = batch[schema.TEACHER_LOG_PROBS].unbind(), batch[schema.TEACHER_ENTROPY].unbind()
+        if step == 0 and fields.TEACHER_LOG_PROBS in batch:
+            fields = batch[fields.TEACHER_LOG_PROBS].unbind(), batch[fields.TEACHER_ENTROPY].unbind()
             scores = dict(zip(rows, zip(*fields, strict=True), strict=True))
         result = tu.get(updated, "metrics") if updated is not None else {}
         metrics.append(

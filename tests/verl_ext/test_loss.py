@@ -11,7 +11,7 @@ from verl.utils.metric import AggregationType
 from verl.workers.utils.losses import ppo_loss
 
 from srpo_verl.config.schema import parse
-from srpo_verl.verl_ext import schema
+from srpo_verl.verl_ext import fields
 from srpo_verl.verl_ext.loss import SrpoLoss
 from srpo_verl.verl_ext.nested import jagged
 from tests.config import compose
@@ -44,17 +44,17 @@ def micro_batch(grpo_B, sdpo_B, *, num_tokens=40, dp_size=2, reference=False):
         "old_log_probs": per_token(0.4, -2.0),
         "advantages": per_token(),
         "rollout_is_weights": per_token(0.1, 1.0),
-        schema.WEIGHTS: per_token(0.1, 1.0),
-        schema.GRPO_SHARE: grpo_B,
-        schema.SDPO_SHARE: sdpo_B,
-        schema.SDPO_ROW: sdpo_B > 0,
+        fields.WEIGHTS: per_token(0.1, 1.0),
+        fields.GRPO_SHARE: grpo_B,
+        fields.SDPO_SHARE: sdpo_B,
+        fields.SDPO_ROW: sdpo_B > 0,
     }
     if reference:
         columns["ref_log_prob"] = per_token(0.4, -2.0)
     # Of two ranks with as many tokens as this one.
     counted = dp_size * sum(int(mask.sum()) for mask, g in zip(masks, grpo_B, strict=True) if g > 0)
-    flags = {"dp_size": dp_size, "batch_num_tokens": num_tokens, "global_batch_size": 8, schema.NUM_SDPO_TOKENS: 9}
-    flags[schema.NUM_GRPO_TOKENS] = counted
+    flags = {"dp_size": dp_size, "batch_num_tokens": num_tokens, "global_batch_size": 8, fields.NUM_SDPO_TOKENS: 9}
+    flags[fields.NUM_GRPO_TOKENS] = counted
     return tu.get_tensordict(columns, non_tensor_dict=flags)
 
 
@@ -64,7 +64,7 @@ def model_output(*, divergence=True, entropy=False):
     output = {"log_probs": jagged([-2.0 + 0.4 * torch.randn(length, generator=generator) for length in whole])}
     output["log_probs"].requires_grad_()
     if divergence:
-        output[schema.DIVERGENCE] = torch.rand(len(whole), max(RESPONSES), generator=generator).requires_grad_()
+        output[fields.DIVERGENCE] = torch.rand(len(whole), max(RESPONSES), generator=generator).requires_grad_()
     if entropy:
         output["entropy"] = jagged([torch.rand(length, generator=generator) for length in whole])
     return output
@@ -81,7 +81,7 @@ def by_verl(loss, output, batch):
     """veRL's own loss function, with the registered policy loss, on a batch whose mask holds the GRPO rows alone."""
     masked = batch.clone(recurse=False)
     rows = [
-        mask * int(g > 0) for mask, g in zip(batch["response_mask"].unbind(), batch[schema.GRPO_SHARE], strict=True)
+        mask * int(g > 0) for mask, g in zip(batch["response_mask"].unbind(), batch[fields.GRPO_SHARE], strict=True)
     ]
     masked["response_mask"] = jagged(rows)
     return ppo_loss(deepcopy(loss.actor_config), output, masked)
@@ -164,7 +164,7 @@ def test_the_mean_divergence_is_over_omega_and_not_weighted(config):
     batch, output = micro_batch(1 - d, d), model_output()
     _, metrics = loss_of(config)(output, batch)
     mask = batch["response_mask"].to_padded_tensor(0).bool()
-    expected = output[schema.DIVERGENCE][mask & (d > 0)[:, None]].sum() / 9 * 2
+    expected = output[fields.DIVERGENCE][mask & (d > 0)[:, None]].sum() / 9 * 2
     assert float(metrics["srpo/student_teacher_divergence"].values[0]) == pytest.approx(float(expected))
     assert isinstance(batch, TensorDict)
 
@@ -172,7 +172,7 @@ def test_the_mean_divergence_is_over_omega_and_not_weighted(config):
 def test_scores_without_a_divergence_are_an_error(config):
     """Without it the loss would be the GRPO summand alone, and nobody would notice."""
     batch = micro_batch(GRPO, 1 - GRPO)
-    batch[schema.TEACHER_LOG_PROBS] = batch["old_log_probs"]
+    batch[fields.TEACHER_LOG_PROBS] = batch["old_log_probs"]
     loss_of(config)(model_output(), batch)
     with pytest.raises(RuntimeError, match="no divergence"):
         loss_of(config)(model_output(divergence=False), batch)
