@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor  # noqa: F401  (makes sharded tenso
 from verl.model_merger.base_model_merger import ModelMergerConfig
 from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
-from srpo_verl.verl_ext.teacher.weights import ADAPTER_FILE, CHECKPOINT_FOLDER, holds_adapters
+from srpo_verl.verl_ext.teacher.files import ADAPTER_FILE, CHECKPOINT_FOLDER, holds_adapters
 
 TRACKER = "latest_checkpointed_iteration.txt"
 LORA_A, LORA_B = ".lora_A.default.weight", ".lora_B.default.weight"

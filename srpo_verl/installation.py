@@ -73,7 +73,7 @@ REGISTRATIONS = (
     Registration(
         "advantage estimator", ESTIMATOR, f"{_CORE}:ADV_ESTIMATOR_REGISTRY", _CORE, "srpo_verl.verl_ext.estimator"
     ),
-    Registration("policy loss", POLICY_LOSS, f"{_CORE}:POLICY_LOSS_REGISTRY", _CORE, "srpo_verl.verl_ext.estimator"),
+    Registration("policy loss", POLICY_LOSS, f"{_CORE}:POLICY_LOSS_REGISTRY", _CORE, "srpo_verl.verl_ext.loss"),
     Registration("trainer", TRAINER_MODE, f"{_V1}.trainer_base:TRAINER_REGISTRY", _V1, "srpo_verl.verl_ext.trainer"),
     Registration(
         "engine", STUDENT_TYPE, f"{_ENGINES}.base:EngineRegistry._engines", _ENGINES, "srpo_verl.verl_ext.engine"

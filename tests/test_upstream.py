@@ -34,9 +34,10 @@ def test_the_installed_veRL_is_as_recorded():
 def adapters():
     """Modules of the package that may extend classes of veRL."""
     for folder in ("verl_ext", "cpu"):
-        for path in sorted((PACKAGE / folder).glob("*.py")):
+        for path in sorted((PACKAGE / folder).rglob("*.py")):
             if path.name != "__init__.py":
-                yield importlib.import_module(f"srpo_verl.{folder}.{path.stem}")
+                name = path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+                yield importlib.import_module(f"srpo_verl.{name}")
 
 
 def overrides(cls):
@@ -45,8 +46,9 @@ def overrides(cls):
     for name, value in vars(cls).items():
         if not (inspect.isroutine(value) or isinstance(value, property)) or (name.startswith("__") and generated):
             continue
-        base = next((base for base in cls.__mro__[1:] if name in vars(base)), None)
-        if base is not None and base.__module__.partition(".")[0] == "verl":
+        bases = (base for base in cls.__mro__[1:] if name in vars(base))
+        base = next((base for base in bases if base.__module__.partition(".")[0] == "verl"), None)
+        if base is not None:
             yield f"{base.__module__}:{base.__qualname__}.{name}"
 
 

@@ -26,6 +26,9 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         f"{_TRAINER}._compute_ref_log_prob": "workers fetch tensors only",
         f"{_TRAINER}._compute_advantage": "advantages of the routing",
         f"{_TRAINER}._update_actor": "tells the workers whether any row is distilled; renames metrics",
+    },
+    "srpo_verl.verl_ext.clock:TimedTrainer": {
+        f"{_TRAINER}.__init__": "starts the clock",
         f"{_TRAINER}.on_train_begin": _BUDGET,
         f"{_TRAINER}.on_step_begin": _BUDGET,
         f"{_SYNC}.on_step_end": _BUDGET,

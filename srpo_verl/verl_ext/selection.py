@@ -21,7 +21,8 @@ from verl.workers.engine import EngineRegistry
 from srpo_verl.errors import ConfigError
 from srpo_verl.installation import ESTIMATOR, POLICY_LOSS, STUDENT_TYPE, TEACHER_TYPE, TRAINER_MODE
 from srpo_verl.verl_ext.engine import SrpoEngine, SrpoTeacherEngine
-from srpo_verl.verl_ext.estimator import group_relative_advantage, grpo_branch_loss
+from srpo_verl.verl_ext.estimator import group_relative_advantage
+from srpo_verl.verl_ext.loss import grpo_branch_loss
 from srpo_verl.verl_ext.trainer import SrpoTrainer
 from srpo_verl.verl_ext.worker import SrpoWorker
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import ray
@@ -16,15 +13,14 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
-from srpo_verl.budget import HOURS, TrainingRecord, mean_accuracy
 from srpo_verl.config.check import check_run
 from srpo_verl.errors import ConfigError
 from srpo_verl.installation import TRAINER_MODE
 from srpo_verl.preflight.model import ModelFacts, check_model
 from srpo_verl.teacher.dialogue import DialogueText
+from srpo_verl.verl_ext.clock import TimedTrainer
 from srpo_verl.verl_ext.fields import (
     CREDIT_ROW,
     DISTILL,
@@ -48,18 +44,12 @@ MULTI_MODAL_INPUTS = "multi_modal_inputs"
 
 
 @register_trainer(TRAINER_MODE)
-class SrpoTrainer(PPOTrainerSync):
+class SrpoTrainer(TimedTrainer):
     """Adds to one training step: routing after the rewards, the support in the old-log-prob pass, SRPO's metrics.
 
-    The teacher pass, the objective and the EMA are the worker's (verl_ext/worker.py). Around the steps it counts the
-    training time and keeps the budgets (budget.py).
+    The teacher pass, the objective and the EMA are the worker's (verl_ext/worker.py); training time and budgets the
+    base class's (verl_ext/clock.py).
     """
-
-    record: TrainingRecord | None
-    """None after a resumption from a checkpoint that does not say how long its run had trained."""
-
-    total_training_steps: int
-    """veRL's: its loop asks before every step whether this is the one."""
 
     def __init__(self, config: DictConfig):
         self.srpo = check_run(config)
@@ -69,8 +59,6 @@ class SrpoTrainer(PPOTrainerSync):
             config.trainer.v1.trainer_mode = "sync"
             # Workers are given this part of the configuration only.
             config.actor_rollout_ref.srpo = OmegaConf.create(OmegaConf.to_container(config.srpo, resolve=True))
-        self.record = TrainingRecord()
-        self._saved_in: str | None = None
         super().__init__(config)
 
     def _init_tokenizer(self) -> None:
@@ -242,102 +230,13 @@ class SrpoTrainer(PPOTrainerSync):
         batch.fields = [name for name in batch.fields if name not in unread]
         return batch
 
-    # --- training time and budgets -----------------------------------------------------------------------------------
+    def _save_beside(self, folder: str) -> None:
+        if self.router.memory is not None:
+            self.router.memory.save(folder)
 
-    def _load_checkpoint(self) -> None:
-        super()._load_checkpoint()
-        if self.global_steps == 0:
-            return
-        settings = self.config.trainer
-        folder = settings.resume_from_path if settings.resume_mode == "resume_path" else self._checkpoint_folder()
+    def _load_beside(self, folder: str) -> None:
         if self.router.memory is not None:
             self.router.memory.load(folder)
-        try:
-            self.record = TrainingRecord.load(folder)
-        except (FileNotFoundError, ValueError) as error:
-            if self.srpo.budget.hours or self.srpo.budget.stop_at_hours is not None:
-                raise
-            # Counting from 0 would log a time that is too short.
-            self.record = None
-            print(f"srpo_verl: {HOURS} is not logged: {error}")
-
-    def _checkpoint_folder(self) -> str:
-        return os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
-
-    def on_train_begin(self) -> None:
-        super().on_train_begin()
-        self._set_last_step(self.global_steps - 1)
-
-    def on_step_begin(self) -> None:
-        super().on_step_begin()
-        self._step_started, self._seconds_saving, self._saved_in = time.perf_counter(), 0.0, None
-
-    def on_step_end(self) -> None:
-        """The last thing inside veRL's `timing_s/step`: the weights have reached the rollout engine."""
-        super().on_step_end()
-        if self.record is not None:
-            self.record.add_step(self._step_seconds())
-        # The step that has just ended cannot be made the last one any more: veRL has decided about its checkpoint.
-        if self.global_steps < self.total_training_steps:
-            self._set_last_step(self.global_steps, at_least=self.global_steps + 1)
-
-    def _step_seconds(self) -> float:
-        """What the present step has taken so far, without its checkpoint."""
-        return time.perf_counter() - self._step_started - self._seconds_saving
-
-    def _set_last_step(self, done: int, at_least: int = 0) -> None:
-        """Let veRL's own loop end, with its last validation and checkpoint, at the last step that fits.
-
-        Args:
-            done: steps done so far.
-            at_least: a last step before this one is not possible.
-        """
-        stop_at_hours = self.srpo.budget.stop_at_hours
-        if stop_at_hours is None or self.record is None:
-            return
-        fitting = self.record.steps_that_fit(stop_at_hours)
-        # veRL asks before a step whether it is the last one, so it is enough to know one step ahead. By then the
-        # expectation rests on the latest steps.
-        if fitting is None or fitting > 1:
-            return
-        last = max(done + fitting, at_least)
-        if last < self.total_training_steps:
-            self.total_training_steps = last
-            print(
-                f"srpo_verl: after {self.record.hours:.4g} h of training, step {last} is the last one, "
-                f"by srpo.budget.stop_at_hours={stop_at_hours:g}"
-            )
-
-    def _save_checkpoint(self) -> None:
-        started = time.perf_counter()
-        if self.router.memory is not None:
-            self.router.memory.save(self._checkpoint_folder())
-        if self.record is not None:
-            # Before veRL names this checkpoint the latest one, so that none without a record can be resumed from.
-            so_far = deepcopy(self.record)
-            so_far.add_step(self._step_seconds())
-            self._saved_in = self._checkpoint_folder()
-            so_far.save(self._saved_in)
-        super()._save_checkpoint()
-        self._seconds_saving = time.perf_counter() - started
-
-    def _validate(self) -> dict[str, float]:
-        metrics = super()._validate()
-        if self.record is not None and metrics:
-            accuracy = mean_accuracy(metrics)
-            if accuracy is not None:
-                self.record.add_validation(self.global_steps, accuracy)
-            metrics.update(self.record.metrics(self.srpo.budget.hours))
-        return metrics
-
-    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
-        """The end of a step, after its validation."""
-        super()._compute_metrics(batch, metrics, *args, **kwargs)
-        if self.record is not None:
-            metrics[HOURS] = self.record.hours
-            if self._saved_in is not None:
-                # veRL saves before it syncs the weights and before it validates; now the record is complete.
-                self.record.save(self._saved_in)
 
 
 def _inside(value: Any, path: Sequence[str]) -> str:

@@ -14,7 +14,6 @@ from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
-from verl.utils.memory_utils import aggressive_empty_cache
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
@@ -38,10 +37,11 @@ from srpo_verl.verl_ext.fields import (
 )
 from srpo_verl.verl_ext.loss import SrpoLoss
 from srpo_verl.verl_ext.nested import like, rows_to_tokens
-from srpo_verl.verl_ext.teacher.adapters import AdapterWeights
 from srpo_verl.verl_ext.teacher.credit import give_credit
+from srpo_verl.verl_ext.teacher.files import teacher_folder
+from srpo_verl.verl_ext.teacher.model import make_teacher
 from srpo_verl.verl_ext.teacher.score_rows import score_rows
-from srpo_verl.verl_ext.teacher.weights import TeacherWeights, build_teacher, reshard, teacher_folder
+from srpo_verl.verl_ext.teacher.sharding import reshard
 
 TEACHER_TIME = "srpo/teacher_seconds"
 """Travels with the worker's metrics; the trainer logs it as timing_s/srpo_teacher."""
@@ -114,15 +114,7 @@ class SrpoWorker(ActorRolloutRefWorker):
         self.actor_worker_cls = partial(SrpoTrainingWorker, srpo=self.srpo)
         super().init_model()
         self.actor.set_loss_fn(SrpoLoss(self.loss_fn.keywords["config"], self.srpo))
-        self.teacher_weights: TeacherWeights | AdapterWeights | None = None
-        if self.srpo.needs_teacher_copy and self.actor.model_config.lora_rank > 0:
-            self.teacher_weights = AdapterWeights(self.actor.engine, self.srpo)
-        elif self.srpo.needs_teacher_copy:
-            self.teacher_weights = TeacherWeights(
-                build_teacher(self.actor.config, self.srpo), self.actor.engine, self.srpo
-            )
-            # As veRL does after its own models: the rollout engine is about to measure how much memory is free.
-            aggressive_empty_cache(force_sync=True)
+        self.teacher_weights = make_teacher(self.actor, self.srpo)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict:

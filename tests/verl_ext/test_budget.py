@@ -18,7 +18,7 @@ from srpo_verl.budget import (
     mean_accuracy,
 )
 from srpo_verl.config.schema import BudgetConfig
-from srpo_verl.verl_ext import trainer as trainer_module
+from srpo_verl.verl_ext import clock as clock_module
 from srpo_verl.verl_ext.trainer import SrpoTrainer
 
 HOUR = 3600.0
@@ -256,7 +256,7 @@ def resumed_trainer(monkeypatch, folder, hours=(1.0,), stop_at_hours=None, step=
     def restore(self):
         self.global_steps = step
 
-    monkeypatch.setattr(trainer_module.PPOTrainerSync, "_load_checkpoint", restore)
+    monkeypatch.setattr(clock_module.PPOTrainerSync, "_load_checkpoint", restore)
     trainer = SrpoTrainer.__new__(SrpoTrainer)
     trainer.record = TrainingRecord()
     trainer.router = SimpleNamespace(memory=None)
@@ -290,5 +290,5 @@ def test_without_budgets_it_is_resumed_and_no_wrong_time_is_logged(tmp_path, mon
     trainer = resumed_trainer(monkeypatch, tmp_path, hours=())
     assert trainer.record is None
     assert "srpo/hours is not logged" in capsys.readouterr().out
-    monkeypatch.setattr(trainer_module.PPOTrainerSync, "_validate", lambda self: {"val-core/a/acc/mean@16": 0.5})
+    monkeypatch.setattr(clock_module.PPOTrainerSync, "_validate", lambda self: {"val-core/a/acc/mean@16": 0.5})
     assert trainer._validate() == {"val-core/a/acc/mean@16": 0.5}

@@ -8,7 +8,9 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from srpo_verl.config.schema import parse
 from srpo_verl.verl_ext import worker as worker_module
-from srpo_verl.verl_ext.teacher.weights import TeacherWeights, keeps_on_cpu
+from srpo_verl.verl_ext.teacher import model as model_module
+from srpo_verl.verl_ext.teacher.averaging import keeps_on_cpu
+from srpo_verl.verl_ext.teacher.weights import TeacherWeights
 from tests.config import compose
 
 
@@ -75,8 +77,8 @@ def test_what_building_the_teacher_leaves_cached_is_given_back_before_the_rollou
     """veRL gives back its own models' before; the rollout engine starts after init_model."""
     log = []
     monkeypatch.setattr(ActorRolloutRefWorker, "init_model", lambda worker: log.append("veRL's models"))
-    monkeypatch.setattr(worker_module, "build_teacher", lambda *args: log.append("teacher"))
-    monkeypatch.setattr(worker_module, "aggressive_empty_cache", lambda **kwargs: log.append("given back"))
+    monkeypatch.setattr(model_module, "build_teacher", lambda *args: log.append("teacher"))
+    monkeypatch.setattr(model_module, "aggressive_empty_cache", lambda **kwargs: log.append("given back"))
     worker = object.__new__(worker_module.SrpoWorker)
     config = compose("srpo", f"srpo.teacher.kind={kind}")
     worker.config = SimpleNamespace(srpo=config.srpo)

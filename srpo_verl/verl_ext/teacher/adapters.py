@@ -14,16 +14,9 @@ from verl.utils.fsdp_utils import FSDPModule
 
 from srpo_verl.config.schema import SrpoConfig
 from srpo_verl.verl_ext.engine import SrpoEngine
-from srpo_verl.verl_ext.teacher.weights import (
-    ADAPTER_FILE,
-    holds_adapters,
-    keeps_on_cpu,
-    no_teacher,
-    settle,
-    shards,
-    step_and_measure,
-    teacher_folder,
-)
+from srpo_verl.verl_ext.teacher.averaging import keeps_on_cpu, step_and_measure
+from srpo_verl.verl_ext.teacher.files import ADAPTER_FILE, holds_adapters, no_teacher, teacher_folder
+from srpo_verl.verl_ext.teacher.sharding import settle, shards
 
 
 class AdapterWeights:
