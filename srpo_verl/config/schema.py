@@ -79,6 +79,7 @@ class DemonstrationConfig:
     select: str
     strip_thinking: bool
     max_prompt_tokens: int
+    show: bool
     environment_feedback: bool
 
 
@@ -190,6 +191,7 @@ def parse(node: Any) -> SrpoConfig:
             max_prompt_tokens=integer(
                 "srpo.demonstration.max_prompt_tokens", demonstration["max_prompt_tokens"], low=1
             ),
+            show=flag("srpo.demonstration.show", demonstration["show"]),
             environment_feedback=flag(
                 "srpo.demonstration.environment_feedback", demonstration["environment_feedback"]
             ),
@@ -284,6 +286,7 @@ def _check_effective(values: Mapping, config: SrpoConfig) -> None:
         refuse("teacher.ema_rate", f"with srpo.teacher.kind={config.teacher.kind} (it needs kind=ema)")
     if config.teacher.kind == "live":
         refuse("teacher.cpu_offload", "with srpo.teacher.kind=live (the student is the teacher)")
+        refuse("demonstration.show", "with srpo.teacher.kind=live (student and teacher would be one, and agree)")
     if config.distillation.top_k is None:
         refuse("distillation.tail", "with srpo.distillation.top_k=null (nothing lies outside the full vocabulary)")
 

@@ -52,7 +52,7 @@ class DataSettings:
     reads_ground_truth: bool
     """The reward manager is veRL's own: it reads data_source and reward_model.ground_truth of every row."""
     teacher_limit: int | None
-    """srpo.demonstration.max_prompt_tokens; None without a teacher."""
+    """srpo.demonstration.max_prompt_tokens; None without a teacher, or where it gets the student's own prompt."""
     demonstrates: bool
     """A sibling may become a demonstration."""
     feedback: bool
@@ -82,6 +82,7 @@ def data_settings(config: DictConfig, srpo: SrpoConfig) -> DataSettings:
     single = bool(OmegaConf.select(config, "algorithm.filter_groups.enable")) or bool(
         OmegaConf.select(config, "trainer.v1.sampler.sync_refill_failed_groups")
     )
+    adds = srpo.uses_teacher and srpo.demonstration.show
     return DataSettings(
         train=_split(config, "train", trains=True),
         val=_split(config, "val", trains=False),
@@ -98,7 +99,7 @@ def data_settings(config: DictConfig, srpo: SrpoConfig) -> DataSettings:
             data.get("apply_chat_template_kwargs") or OmegaConf.create({}), resolve=True
         ),  # type: ignore[arg-type]
         reads_ground_truth=config.reward.reward_manager.source == "register",
-        teacher_limit=srpo.demonstration.max_prompt_tokens if srpo.uses_teacher else None,
+        teacher_limit=srpo.demonstration.max_prompt_tokens if adds else None,
         demonstrates=config.actor_rollout_ref.rollout.n > 1,
         feedback=srpo.demonstration.environment_feedback,
     )

@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 from srpo_verl.teacher.memory import SuccessMemory
 
-SIBLING, MEMORY, REFERENCE, FEEDBACK = "sibling", "memory", "reference", "feedback"
+SIBLING, MEMORY, REFERENCE, FEEDBACK, NOTHING = "sibling", "memory", "reference", "feedback", "nothing"
 
 
 class Shown(NamedTuple):
-    """A demonstration and where it comes from; FEEDBACK without a text where the verifier's words stand alone."""
+    """A demonstration and where it comes from.
+
+    Without a text: FEEDBACK, the verifier's words stand alone, or NOTHING, the prompt is the student's own.
+    """
 
     source: str
     text: str | None
@@ -27,6 +30,7 @@ class Demonstrations:
         correct: whether each row is correct.
         memory: successes of earlier steps, where that is a source.
         references: the data's own solution of every row, or ""; only read where that is a source.
+        show: whether a teacher gets to see what there is; if not, it still counts as there.
     """
 
     def __init__(
@@ -38,9 +42,10 @@ class Demonstrations:
         correct: Sequence[bool],
         memory: SuccessMemory | None,
         references: Sequence[str],
+        show: bool = True,
     ):
         self.sources, self.text_of, self.prompts, self.correct = sources, text_of, prompts, correct
-        self.memory, self.references = memory, references
+        self.memory, self.references, self.show = memory, references, show
 
     def besides_siblings(self, row: int) -> bool:
         """Whether another source than the siblings has something for the row."""
@@ -48,6 +53,8 @@ class Demonstrations:
 
     def of(self, row: int, sibling: int) -> Shown:
         """What a distilled row's teacher is shown; `sibling` is the row's correct sibling, or -1."""
+        if not self.show:
+            return Shown(NOTHING, None)
         for source in self.sources:
             text = self._from(source, row, sibling)
             if text is not None:

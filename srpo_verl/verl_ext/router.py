@@ -13,7 +13,7 @@ from srpo_verl.functional import Routing, route_samples
 from srpo_verl.teacher.dialogue import DialogueText
 from srpo_verl.teacher.memory import SuccessMemory, prompt_id
 from srpo_verl.teacher.reprompt import Reprompt, build_reprompt
-from srpo_verl.verl_ext.demonstrations import FEEDBACK, MEMORY, REFERENCE, SIBLING, Demonstrations, Shown
+from srpo_verl.verl_ext.demonstrations import FEEDBACK, MEMORY, NOTHING, REFERENCE, SIBLING, Demonstrations, Shown
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Router:
             for row in range(len(rollouts.keys))
         ]
         reprompts = [
-            self._reprompt(rollouts, row, demonstration.text) if demonstration is not None else None
+            self._reprompt(rollouts, row, demonstration) if demonstration is not None else None
             for row, demonstration in enumerate(shown)
         ]
         metrics = {
@@ -128,12 +128,15 @@ class Router:
             correct=[reward >= threshold for reward in rollouts.rewards_B.tolist()],
             memory=self.memory,
             references=[self.text.inert(reference) for reference in rollouts.references],
+            show=self.srpo.demonstration.show,
         )
 
-    def _reprompt(self, rollouts: Rollouts, row: int, demonstration: str | None) -> Reprompt:
+    def _reprompt(self, rollouts: Rollouts, row: int, demonstration: Shown) -> Reprompt:
+        if demonstration.source == NOTHING:
+            return Reprompt(self.render(rollouts.messages[row], rollouts.tools[row]), truncated=False)
         return build_reprompt(
             rollouts.messages[row],
-            demonstration,
+            demonstration.text,
             self.text.inert(self._feedback(rollouts, row)),
             render=lambda messages: self.render(messages, rollouts.tools[row]),
             max_prompt_tokens=self.srpo.demonstration.max_prompt_tokens,
@@ -219,5 +222,5 @@ def _source_metrics(shown: list[Shown | None]) -> dict[str, float]:
     sources = [demonstration.source for demonstration in shown if demonstration is not None]
     return {
         f"srpo/frac_shown_{source}": sources.count(source) / len(shown)
-        for source in (SIBLING, MEMORY, REFERENCE, FEEDBACK)
+        for source in (SIBLING, MEMORY, REFERENCE, FEEDBACK, NOTHING)
     }

@@ -40,6 +40,7 @@ DEFAULTS = {
     "srpo.demonstration.select": "first",
     "srpo.demonstration.strip_thinking": True,
     "srpo.demonstration.max_prompt_tokens": 10240,
+    "srpo.demonstration.show": True,
     "srpo.demonstration.environment_feedback": False,
     "srpo.budget.hours": [1, 5, 10],
     "srpo.budget.stop_at_hours": None,
@@ -70,6 +71,7 @@ FLAGS = [
     "srpo.distillation.tail",
     "srpo.teacher.cpu_offload",
     "srpo.demonstration.strip_thinking",
+    "srpo.demonstration.show",
     "srpo.demonstration.environment_feedback",
     "srpo.kernels.compile",
 ]
@@ -175,6 +177,7 @@ def test_parse_puts_every_value_where_its_name_says():
                 "srpo.demonstration.select": "shortest",
                 "srpo.demonstration.strip_thinking": False,
                 "srpo.demonstration.max_prompt_tokens": 77,
+                "srpo.demonstration.show": False,
                 "srpo.demonstration.environment_feedback": True,
                 "srpo.budget.hours": [0.5, 3],
                 "srpo.budget.stop_at_hours": 4.5,
@@ -195,6 +198,7 @@ def test_parse_puts_every_value_where_its_name_says():
         "select": "shortest",
         "strip_thinking": False,
         "max_prompt_tokens": 77,
+        "show": False,
         "environment_feedback": True,
     }
     assert vars(config.budget) == {"hours": (0.5, 3.0), "stop_at_hours": 4.5}
@@ -409,6 +413,7 @@ OTHER = {  # another valid value of every key
     "srpo.demonstration.select": "random",
     "srpo.demonstration.strip_thinking": False,
     "srpo.demonstration.max_prompt_tokens": 4096,
+    "srpo.demonstration.show": False,
     "srpo.demonstration.environment_feedback": True,
 }
 
@@ -462,8 +467,9 @@ def test_the_ema_rate_needs_an_ema_teacher(kind):
     assert "kind=ema" in error.remedy
 
 
-def test_a_live_teacher_has_nothing_to_offload():
-    error = refusal({"srpo.teacher.kind": "live", "srpo.teacher.cpu_offload": True}, "srpo.teacher.cpu_offload")
+@pytest.mark.parametrize(("key", "value"), [("teacher.cpu_offload", True), ("demonstration.show", False)])
+def test_a_live_teacher_is_the_student(key, value):
+    error = refusal({"srpo.teacher.kind": "live", f"srpo.{key}": value}, f"srpo.{key}")
     assert "srpo.teacher.kind=live" in error.remedy
     parse(with_values({"srpo.teacher.kind": "frozen", "srpo.teacher.cpu_offload": True}))
 

@@ -28,6 +28,7 @@ METRICS = [
     "srpo/frac_shown_memory",
     "srpo/frac_shown_reference",
     "srpo/frac_shown_feedback",
+    "srpo/frac_shown_nothing",
     "srpo/sdpo_share_mean",
     "srpo/grpo_share_mean",
     "srpo/without_teacher",

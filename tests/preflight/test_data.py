@@ -95,6 +95,8 @@ def test_only_distilled_rows_need_a_user_s_message_at_the_end(look):
     bad = ROWS["a system message at the end"][0]
     assert errors(look(val=[bad])) == []
     assert errors(look(train=at(2, bad), name="grpo")) == []
+    # Nothing is added to the last message.
+    assert errors(look("srpo.demonstration.show=false", train=at(2, bad))) == []
 
 
 def test_every_bad_row_is_listed(look):

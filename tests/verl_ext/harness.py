@@ -56,8 +56,13 @@ class Case:
     rewards: list[float] = field(default_factory=lambda: list(REWARDS))
 
 
-def batch_tensors(tokens: dict[tuple[int, int], int] | None = None) -> dict[str, list[torch.Tensor]]:
-    """The fixed rollouts, as lists over rows of one-dimensional tensors; `tokens` as in Case."""
+def batch_tensors(
+    tokens: dict[tuple[int, int], int] | None = None, shown: bool = True
+) -> dict[str, list[torch.Tensor]]:
+    """The fixed rollouts, as lists over rows of one-dimensional tensors; `tokens` as in Case.
+
+    Where nothing is `shown` to it, the teacher's prompt is the student's.
+    """
     generator = torch.Generator().manual_seed(11)
 
     def ids(length: int) -> torch.Tensor:
@@ -75,7 +80,7 @@ def batch_tensors(tokens: dict[tuple[int, int], int] | None = None) -> dict[str,
         "prompts": prompts,
         "responses": responses,
         "response_mask": masks,
-        "teacher": [torch.cat(pair) for pair in zip(reprompts, responses, strict=True)],
+        "teacher": [torch.cat(pair) for pair in zip(reprompts if shown else prompts, responses, strict=True)],
         # What is added to the fresh log-probs to make ratios other than 1, some of them truncated.
         "log_ratio_noise": [torch.randn(length, generator=generator) * 0.5 for length in RESPONSE_LENGTHS],
         "rollout_is_weights": [0.5 + 1.5 * torch.rand(length, generator=generator) for length in RESPONSE_LENGTHS],
@@ -137,8 +142,8 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
     config = compose(case.overrides, model)
     worker = _worker(config)
 
-    every = batch_tensors(case.tokens)
     rewards, srpo = torch.tensor(case.rewards), parse(config.srpo)
+    every = batch_tensors(case.tokens, srpo.demonstration.show)
 
     def routing_of(step: int) -> Routing:
         return route_samples(

@@ -1,10 +1,12 @@
 """Routing with schedules, pass-rate weights and sources of demonstrations besides siblings. No Ray, no veRL batch."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
+import torch
 
 from srpo_verl.config.schema import default_values, parse
+from srpo_verl.functional import Routing
 from srpo_verl.verl_ext.router import Router
 from tests.verl_ext.batches import LIMIT, MIXED, TEXT, render, rollouts, shown
 
@@ -69,8 +71,9 @@ def remembering(sources, per_prompt=2, max_prompts=9, routing="sample", **more):
 
 
 def adds_up(metrics):
-    sources = ("sibling", "memory", "reference", "feedback")
-    assert sum(metrics[f"srpo/frac_shown_{source}"] for source in sources) == pytest.approx(metrics["srpo/frac_sdpo"])
+    shares = [share for name, share in metrics.items() if name.startswith("srpo/frac_shown_")]
+    assert len(shares) == 5
+    assert sum(shares) == pytest.approx(metrics["srpo/frac_sdpo"])
 
 
 def test_a_memory_serves_a_group_in_which_nobody_is_correct():
@@ -153,3 +156,38 @@ def test_the_data_s_own_solution():
     assert shown(after, 0) == "a one, correct"
     assert shown(after, 3) == "reference 3"
     adds_up(after.metrics)
+
+
+# --- the control: nothing is shown -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("routing", ["sample", "handover", "all", "advantage_mix"])
+def test_a_teacher_that_is_shown_nothing_gets_the_student_s_prompt_on_the_same_rows(routing):
+    """With feedback, a memory and references there: what counts as teacher information does not depend on it."""
+    demonstration = {
+        "sources": ["sibling", "memory", "reference"],
+        "reference_column": "solution",
+        "environment_feedback": True,
+        "max_prompt_tokens": LIMIT,
+    }
+    batch = rollouts([(*row, "Wrong.") for row in MIXED])
+    batch = replace(batch, references=["", "", "", "reference", "", "", "", "", ""])
+    method, control = (
+        with_settings({"demonstration": {**demonstration, "show": show}}, routing) for show in (True, False)
+    )
+    for step in (1, 2):  # in the second step the memory holds the successes of the first
+        seen, blind = method.route(batch, step), control.route(batch, step)
+        for field in fields(Routing):
+            mine, other = (getattr(routed.routing, field.name) for routed in (seen, blind))
+            assert torch.equal(mine.nan_to_num(9), other.nan_to_num(9)), field.name
+        assert [reprompt is None for reprompt in seen.reprompts] == [reprompt is None for reprompt in blind.reprompts]
+        assert any(seen.reprompts)
+        for row, reprompt in enumerate(blind.reprompts):
+            assert reprompt is None or reprompt.token_ids == render(batch.messages[row], batch.tools[row])
+        assert blind.metrics["srpo/frac_shown_nothing"] == blind.metrics["srpo/frac_sdpo"] > 0
+        adds_up(blind.metrics)
+        adds_up(seen.metrics)
+        about_prompts = ("srpo/frac_shown_", "srpo/reprompt_")
+        assert {k: v for k, v in seen.metrics.items() if not k.startswith(about_prompts)} == {
+            k: v for k, v in blind.metrics.items() if not k.startswith(about_prompts)
+        }

@@ -269,6 +269,7 @@ def test_the_metrics_by_hand():
             "srpo/frac_shown_memory": 0.0,
             "srpo/frac_shown_reference": 0.0,
             "srpo/frac_shown_feedback": 0.0,
+            "srpo/frac_shown_nothing": 0.0,
             "srpo/sdpo_share_mean": 2 / 8,
             "srpo/grpo_share_mean": 6 / 8,
             "srpo/frac_all_failed_groups": 1 / 4,  # b
@@ -312,6 +313,7 @@ def test_a_step_without_any_correct_rollout():
         "srpo/frac_shown_memory": 0.0,
         "srpo/frac_shown_reference": 0.0,
         "srpo/frac_shown_feedback": 0.0,
+        "srpo/frac_shown_nothing": 0.0,
         "srpo/sdpo_share_mean": 0.0,
         "srpo/grpo_share_mean": 1.0,
         "srpo/frac_all_failed_groups": 1.0,

@@ -80,6 +80,7 @@ SETTINGS = [
     Case("routing-all", [*EMA, "srpo.routing=all"]),
     Case("advantage-mix", [*EMA, "srpo.routing=advantage_mix", "srpo.advantage_mix.lambda=0.7"]),
     Case("routing-handover", [*EMA, "srpo.routing=handover"]),
+    Case("shown-nothing", [*EMA, "srpo.routing=handover", "srpo.demonstration.show=false"]),
     Case("routing-keep-negative", [*EMA, "srpo.routing=keep_negative"]),
     Case(
         "routing-fixed-negative",
@@ -209,7 +210,7 @@ def shares(routing, rewards):
     }[routing]
 
 
-def oracle(model, routing="sample", tokens=None, rewards=harness.REWARDS, by_pass_rate=False, **kwargs):
+def oracle(model, routing="sample", tokens=None, rewards=harness.REWARDS, by_pass_rate=False, shown=True, **kwargs):
     grpo, sdpo = shares(routing, rewards)
     correct, teacher, pass_rate = facts(rewards)
     advantages = [reward - p for reward, p in zip(rewards, pass_rate, strict=True)]
@@ -228,7 +229,7 @@ def oracle(model, routing="sample", tokens=None, rewards=harness.REWARDS, by_pas
         "adam_eps": harness.ADAM_EPS,
         "ema_rate": harness.EMA_RATE,
     }
-    return step_oracle.run(model, harness.batch_tensors(tokens), **(settings | kwargs))
+    return step_oracle.run(model, harness.batch_tensors(tokens, shown), **(settings | kwargs))
 
 
 def assert_same(result, expected, tolerance):
@@ -410,6 +411,7 @@ def test_the_teacher_moved_and_is_not_the_student(results, expected, model):
         ("two-optimizer-steps", {"mini_batches": [[0, 1, 2, 4], [3, 5, 6, 7]]}),
         ("advantage-mix", {"routing": "advantage_mix"}),
         ("routing-handover", {"routing": "handover"}),
+        ("shown-nothing", {"routing": "handover", "shown": False}),
         ("routing-keep-negative", {"routing": "keep_negative"}),
         ("routing-fixed-negative", {"routing": "fixed_negative", "teacher_kind": "frozen"}),
         ("routing-of-the-user", {"routing": "own"}),
@@ -423,6 +425,12 @@ def test_every_setting_means_what_the_equations_say(results, model, name, settin
         expected["teacher"] = {}
         assert results[name]["teacher"] == {}
     assert_same(results[name], expected, tolerance=1e-5)
+
+
+def test_a_teacher_that_is_shown_nothing_agrees_until_the_student_has_moved(results):
+    first, second = (metrics["srpo/student_teacher_divergence"] for metrics in results["shown-nothing"]["metrics"])
+    assert abs(first) < 1e-6 < second
+    assert results["routing-handover"]["metrics"][0]["srpo/student_teacher_divergence"] > 1e-3
 
 
 def test_every_routing_is_compared_with_the_oracle(results):
