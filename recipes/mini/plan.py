@@ -48,6 +48,9 @@ METHODS = {
     "handover": Method("hand-over", "srpo_handover"),
     "srpo_no_dw": Method("SRPO without weights", "srpo_no_dw", rate_of="srpo"),
     "advantage_mix": Method("Advantage Mix", "advantage_mix", rate_of="srpo"),
+    "handover_blind": Method(
+        "hand-over, teacher without sibling", "srpo_handover", ("srpo.demonstration.show=false",), rate_of="handover"
+    ),
     "sdpo_correct_only": Method("SDPO, correct only", "sdpo_correct_only", rate_of="sdpo"),
     "sdpo_failed_only": Method("SDPO, failed only", "sdpo_failed_only", rate_of="sdpo"),
     "keep_negative": Method("SRPO, negatives kept", "srpo", ("srpo.routing=keep_negative",), rate_of="srpo"),
@@ -66,7 +69,7 @@ METHODS = {
 }
 MAIN = ("grpo", "sdpo", "srpo", "handover")
 """On all tasks, each with a grid of its own."""
-ABLATIONS = ("srpo_no_dw", "advantage_mix")
+ABLATIONS = ("srpo_no_dw", "advantage_mix", "handover_blind")
 FURTHER = (
     "sdpo_correct_only",
     "sdpo_failed_only",

@@ -13,8 +13,6 @@ from recipes.mini.best import Study
 CONFIRMED, FALSIFIED, OPEN, NOT_RUN = "confirmed", "falsified", "cannot be said", "not run"
 EARLY, MIDDLE, END = plan.BUDGETS.values()
 COLLAPSE = 0.10
-BLIND = "handover_blind"
-"""The control: hand-over whose teacher sees no sibling."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,7 @@ def compare(
     study: Study, one: str, other: str, judge: str, budget: int, tasks: Sequence[str] = plan.TASKS
 ) -> Comparison:
     """One method against another on the tasks and seeds that both have."""
-    known = [method for method in (one, other) if method in plan.METHODS]
-    scores = [study.scores(method, judge, budget, tasks=tasks) for method in known]
-    differences = statistics.paired(*scores) if len(scores) == 2 else {}
+    differences = statistics.paired(*(study.scores(method, judge, budget, tasks=tasks) for method in (one, other)))
     outcome = statistics.verdict(differences)
     if differences and set(differences) != set(tasks):
         outcome = OPEN
@@ -165,11 +161,5 @@ def judge_all(study: Study) -> list[Judged]:
         _better("H4", mixing),
         _decide("H5", handover, confirms=[("better", "a tie")] * 3, falsifies=[("worse",)] * 3),
         _late_collapse(study),
-        _control(study),
+        _better("H7", [compare(study, "handover", "handover_blind", "best", MIDDLE, one_task)]),
     ]
-
-
-def _control(study: Study) -> Judged:
-    if BLIND not in plan.METHODS:
-        return Judged("H7", NOT_RUN, ("the control: not run",))
-    return _better("H7", [compare(study, "handover", BLIND, "best", MIDDLE, [plan.ONE_TASK])])
