@@ -30,6 +30,7 @@ setup(
         "transformers>=4.57",
         "math-verify>=0.8",
         "psutil>=5.9",
+        "rich>=13",
         "pyarrow>=15",
         "matplotlib>=3.8",
         "wrapt>=1.15",

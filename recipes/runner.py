@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
+from srpo_verl.launch.sessions import end_session, processes
+
 # A sample of processes this large costs the kernel some 0.2 s.
 MEMORY_INTERVAL_S = 5.0
 
@@ -115,16 +119,6 @@ def _progress(step: int, steps: int, metrics: dict[str, float], held_out: str, s
     return "  ".join(parts) + f"  [{time.monotonic() - started:4.0f} s]"
 
 
-def _session_pids(leader: int) -> Iterator[int]:
-    """Processes of the session that `leader` leads; Ray's daemons leave its process group, but not the session."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == leader:
-                yield int(stat.parent.name)
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended by itself meanwhile
-
-
 class _MemoryWatch(threading.Thread):
     """Peak memory of a session, as proportional set sizes: pages that processes share count once."""
 
@@ -137,7 +131,7 @@ class _MemoryWatch(threading.Thread):
     def run(self) -> None:
         """Sample until stopped."""
         while not self._ended.wait(MEMORY_INTERVAL_S):
-            self.peak_bytes = max(self.peak_bytes, sum(map(_memory_bytes, _session_pids(self._leader))))
+            self.peak_bytes = max(self.peak_bytes, sum(map(_memory_bytes, processes(self._leader))))
 
     def stop(self) -> None:
         """End sampling."""
@@ -145,22 +139,11 @@ class _MemoryWatch(threading.Thread):
         self.join()
 
 
-def _memory_bytes(pid: int) -> int:
+def _memory_bytes(process: psutil.Process) -> int:
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
+        return process.memory_full_info().pss
+    except psutil.Error:
         return 0  # it ended meanwhile
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
-
-
-def end_session(process: subprocess.Popen) -> None:
-    """End whatever is left of the run's session."""
-    for pid in _session_pids(process.pid):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
 
 
 def _tail(log: Path, lines: int = 40) -> str:

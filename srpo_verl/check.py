@@ -55,7 +55,14 @@ def check(config_path: str, config_name: str, overrides: Sequence[str]) -> list[
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 if a run could start, else 1; 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(prog="python -m srpo_verl.check", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m srpo_verl.check",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="examples:\n"
+        "  python -m srpo_verl check --config-name srpo base_model=qwen3_8b benchmark=chemistry\n"
+        "  python -m srpo_verl check --config-name grpo platform=cpu data.train_files=train.parquet ...",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config-path", "-cp", default=CONFIG_PATH, help="default: %(default)s")
     parser.add_argument("--config-name", "-cn", required=True, help="srpo, grpo, sdpo, ...")
     parser.add_argument("--out", type=Path, help="write the whole list into this file, one JSON object per line")

@@ -216,7 +216,12 @@ def examine(platform: str | None = None) -> tuple[list[Check], Device | Exceptio
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 where a run could start on what is asked for, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m srpo_verl.doctor", description="Can a run start here?")
+    parser = argparse.ArgumentParser(
+        prog="python -m srpo_verl.doctor",
+        description="Can a run start here?",
+        epilog="examples:\n  python -m srpo_verl doctor\n  python -m srpo_verl doctor --platform gpu",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--platform",
         choices=("cpu", "gpu"),

@@ -182,7 +182,12 @@ def export(checkpoint: Path, out: Path, *, teacher: bool = False, trust_remote_c
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m srpo_verl.export", description="A trained checkpoint as a Hugging Face folder, in bf16."
+        prog="python -m srpo_verl.export",
+        description="A trained checkpoint as a Hugging Face folder, in bf16.",
+        epilog="examples:\n"
+        "  python -m srpo_verl export checkpoints/srpo/srpo --out model\n"
+        "  python -m srpo_verl export checkpoints/srpo/srpo/global_step_40 --out teacher --teacher",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, help="global_step_N, or the run's checkpoint folder for its latest")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.checks import compose_command
 from srpo_verl.config.check import check_run
+from srpo_verl.launch.checks import compose_command
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "gpu.md").read_text()

@@ -17,7 +17,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m srpo_verl.data",
         description="Turn a benchmark's split files into the parquet files that veRL reads.",
-        epilog=WHERE_TO_GET,
+        epilog=f"{WHERE_TO_GET}\n\nexample:\n"
+        "  python -m srpo_verl data chemistry --source SDPO/datasets --out data/chemistry",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("benchmark", choices=[*BENCHMARKS, "math"])

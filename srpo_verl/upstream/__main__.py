@@ -17,7 +17,11 @@ from srpo_verl.upstream.source import Source
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0 where every point is as recorded, 1 where some differ, 2 where the path is no veRL."""
     parser = argparse.ArgumentParser(
-        prog="python -m srpo_verl.upstream", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m srpo_verl.upstream",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example:\n  pip download --no-deps verl==0.9.0\n"
+        "  python -m srpo_verl upstream verl-0.9.0-py3-none-any.whl",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("path", type=Path, nargs="?", help="wheel, sdist, or the folder that contains verl")
     parser.add_argument("--record", action="store_true", help="take this veRL's fingerprints for the supported ones")

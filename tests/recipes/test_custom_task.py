@@ -13,8 +13,8 @@ import torch
 from verl.tools import function_tool
 
 from recipes.runner import train
-from scripts.checks import compose_command
 from srpo_verl.config.check import check_run
+from srpo_verl.launch.checks import compose_command
 from srpo_verl.verl_ext.student_prompts import configured_tools
 from tests.recipes.answers import answering_model
 from tests.tool_task import tool_file

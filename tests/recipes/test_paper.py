@@ -14,16 +14,17 @@ from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from recipes.runner import train
-from scripts.cells import BENCHMARKS, MODELS, SETS
-from scripts.checks import RECIPES, compose_command, launcher, read_launcher
-from scripts.models import MODELS as FACTS
 from srpo_verl.config.check import check_run
 from srpo_verl.data.benchmarks import BENCHMARKS as PUBLISHED
+from srpo_verl.launch.cells import BENCHMARKS, MODELS, SETS, command_of
+from srpo_verl.launch.checks import compose_command
+from srpo_verl.launch.model_sizes import MODELS as FACTS
 from tests.config import PAPER
 from tests.config import compose as compose_anew
 from tests.config.test_yaml import CONFIG, DIFFERENCES, difference, leaf_keys
 from tests.data.samples import data_dir
 from tests.recipes import answers
+from tests.recipes.launchers import RECIPES, launcher, read_launcher
 
 LAUNCHERS = sorted(RECIPES.glob("*.sh"))
 METHODS = [path.stem for path in LAUNCHERS]
@@ -40,6 +41,12 @@ compose = cache(compose_anew)
 def test_there_is_a_launcher_per_method_and_one_for_the_untrained_model():
     assert set(METHODS) == {*PAPER, "base"}
     assert set(METHODS) == {method for methods, _ in SETS.values() for method in methods}
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
+def test_what_is_started_for_a_table_is_what_the_launcher_starts(path):
+    settings = ["base_model=qwen3_8b", "benchmark=chemistry"]
+    assert sorted(read_launcher(path)) == sorted(command_of(path.stem, settings))
 
 
 @pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from scripts.checks import compose_command
 from scripts.gpu_check import __main__ as command
 from scripts.gpu_check import kernels, reward, training, update
 from scripts.gpu_check.lines import FAIL, INACTIVE, PASS, Line, as_markdown, guarded, limited
 from srpo_verl.config.check import check_run
+from srpo_verl.launch.checks import compose_command
 
 
 def run(arguments, tmp_path):

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from recipes.quickstart.make_data import build_rows
-from scripts.checks import compose_command
 from scripts.vllm_cpu import reward
 from scripts.vllm_cpu.check import DIFFERENCE, FAULTS, FINITE, LIMIT, judge, make_model, table, training_command
 from srpo_verl.config.check import check_run
+from srpo_verl.launch.checks import compose_command
 
 FOLDER = Path(reward.__file__).parent
 

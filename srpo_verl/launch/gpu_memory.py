@@ -24,8 +24,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from scripts.models import ModelFacts
 from srpo_verl.config.schema import SrpoConfig
+from srpo_verl.launch.model_sizes import ModelSizes
 
 GIB = 2**30
 
@@ -48,12 +48,12 @@ class Phase:
         return sum(self.parts.values())
 
 
-def estimate(config: DictConfig, srpo: SrpoConfig, facts: ModelFacts, device_gib: float) -> list[Phase]:
+def estimate(config: DictConfig, srpo: SrpoConfig, sizes: ModelSizes, device_gib: float) -> list[Phase]:
     """The phases of a training step of a composed configuration.
 
     Args:
         config: the composed configuration. srpo: its checked `srpo` group.
-        facts: of the model. device_gib: memory of one GPU, of which the rollout engine takes a share.
+        sizes: of the model. device_gib: memory of one GPU, of which the rollout engine takes a share.
     """
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     fsdp = actor.fsdp_config
@@ -62,7 +62,7 @@ def estimate(config: DictConfig, srpo: SrpoConfig, facts: ModelFacts, device_gib
     compute = _bytes(OmegaConf.select(fsdp, "mixed_precision.param_dtype")) or 2
 
     def shard(bytes_per_parameter: float) -> float:
-        return facts.parameters * bytes_per_parameter / ranks / GIB
+        return sizes.parameters * bytes_per_parameter / ranks / GIB
 
     student = {"student": shard(master), "adam": shard(2 * master)}
     offloaded = {"student": fsdp.param_offload, "adam": fsdp.optimizer_offload}
@@ -70,10 +70,10 @@ def estimate(config: DictConfig, srpo: SrpoConfig, facts: ModelFacts, device_gib
     teacher = shard(4) if srpo.needs_teacher_copy else 0.0
     offloads = fsdp.param_offload if srpo.teacher.cpu_offload is None else srpo.teacher.cpu_offload
     kept = 0.0 if offloads else teacher
-    gathered = compute * (facts.embedding_parameters + 2 * facts.layer_parameters) / GIB
+    gathered = compute * (sizes.embedding_parameters + 2 * sizes.layer_parameters) / GIB
     tokens = micro_batch_tokens(config)
-    checkpoints = facts.layers if config.actor_rollout_ref.model.enable_gradient_checkpointing else 0
-    recomputed = 1 if checkpoints else facts.layers
+    checkpoints = sizes.layers if config.actor_rollout_ref.model.enable_gradient_checkpointing else 0
+    recomputed = 1 if checkpoints else sizes.layers
 
     phases = [
         Phase(
@@ -83,7 +83,7 @@ def estimate(config: DictConfig, srpo: SrpoConfig, facts: ModelFacts, device_gib
                 "teacher": kept,
                 "engine": rollout.gpu_memory_utilization * device_gib,
                 "weight sync": rollout.checkpoint_engine.update_weights_bucket_megabytes / 1024
-                + master * facts.vocab * facts.hidden / GIB,
+                + master * sizes.vocab * sizes.hidden / GIB,
                 "fixed": FIXED_GIB,
             },
         )
@@ -97,8 +97,8 @@ def estimate(config: DictConfig, srpo: SrpoConfig, facts: ModelFacts, device_gib
                     **resident,
                     "teacher": teacher,
                     "gathered": gathered,
-                    "layer": _layer_gib(facts, longest, compute),
-                    "logits": compute * longest * facts.vocab / GIB,
+                    "layer": _layer_gib(sizes, longest, compute),
+                    "logits": compute * longest * sizes.vocab / GIB,
                     "fixed": FIXED_GIB,
                 },
             )
@@ -110,10 +110,10 @@ def estimate(config: DictConfig, srpo: SrpoConfig, facts: ModelFacts, device_gib
                 **student,
                 "teacher": kept,
                 "gradients": shard(master),
-                "gathered": gathered + 4 * facts.embedding_parameters / GIB,
-                "checkpoints": compute * tokens * facts.hidden * checkpoints / GIB,
-                "layer": recomputed * _layer_gib(facts, tokens, compute),
-                "logits": compute * tokens * facts.vocab / GIB,
+                "gathered": gathered + 4 * sizes.embedding_parameters / GIB,
+                "checkpoints": compute * tokens * sizes.hidden * checkpoints / GIB,
+                "layer": recomputed * _layer_gib(sizes, tokens, compute),
+                "logits": compute * tokens * sizes.vocab / GIB,
                 "fixed": FIXED_GIB,
             },
         )
@@ -121,11 +121,11 @@ def estimate(config: DictConfig, srpo: SrpoConfig, facts: ModelFacts, device_gib
     return phases
 
 
-def engine_needs(config: DictConfig, facts: ModelFacts) -> float:
+def engine_needs(config: DictConfig, sizes: ModelSizes) -> float:
     """Least GiB of a rollout engine: bf16 weights of its share, and keys and values of one longest sequence."""
     ranks = config.actor_rollout_ref.rollout.tensor_model_parallel_size
     tokens = config.data.max_prompt_length + config.data.max_response_length
-    return (2 * facts.parameters + tokens * facts.kv_bytes_per_token) / ranks / GIB
+    return (2 * sizes.parameters + tokens * sizes.kv_bytes_per_token) / ranks / GIB
 
 
 def shard_ranks(config: DictConfig) -> int:
@@ -148,13 +148,13 @@ def _score_tokens(config: DictConfig) -> int:
     return rollout.log_prob_max_token_len_per_gpu if rollout.log_prob_use_dynamic_bsz else 0
 
 
-def _layer_gib(facts: ModelFacts, tokens: int, compute: int) -> float:
+def _layer_gib(sizes: ModelSizes, tokens: int, compute: int) -> float:
     """What one decoder layer keeps for its backward pass; the norms work in fp32.
 
     Per token: two norms (input, fp32, output) and two residuals, queries, keys and values before and after norm and
     rotation, the attention's output, and four tensors as wide as the feed-forward part.
     """
-    width = 10 * facts.hidden + 4 * (facts.heads + facts.kv_heads) * facts.head_dim + 4 * facts.intermediate
+    width = 10 * sizes.hidden + 4 * (sizes.heads + sizes.kv_heads) * sizes.head_dim + 4 * sizes.intermediate
     return compute * tokens * width / GIB
 
 

@@ -1,9 +1,8 @@
-"""The runs behind a table or a figure of the paper: ``python -m scripts.launch --table 1 --dry-run``.
+"""The runs behind a table or a figure of the paper.
 
-A dry run prints one line per run with its launch command, composes every configuration, and checks it against veRL's
-schema, the model's context and an estimate of a GPU's memory. Without --dry-run the same checks come first, then the
-runs, one after the other. A finished run is skipped, one that was cut off goes on from its checkpoint, a failed one is
-reported and the others go on.
+Every configuration is composed and checked against veRL's schema, the model's context and an estimate of a GPU's
+memory; the commands are written into a file. Then the runs, one after the other, unless it is a dry run. A finished
+run is skipped, one that was cut off goes on from its checkpoint, a failed one is reported and the others go on.
 """
 
 from __future__ import annotations
@@ -15,12 +14,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import cells, runs
-from scripts.cells import Cell
-from scripts.checks import Checked, cell_overrides, check, launcher, read_launcher
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from srpo_verl.launch import cells, runs
+from srpo_verl.launch.cells import Cell, cell_settings, command_of
+from srpo_verl.launch.checks import Checked, check
 
 H100_GIB = 79.0
 """What an H100 of 80 GB offers; an H20 of 96 GB has about 95."""
+
+COMMANDS = "commands.sh"
+"""In the folder of the runs' folders."""
 
 
 @dataclass(frozen=True)
@@ -33,36 +39,41 @@ class Planned:
 
     @property
     def command(self) -> list[str]:
-        recipe = launcher(self.cell.method)
-        return ["bash", str(recipe.relative_to(runs.ROOT)), *self.settings]
+        return command_of(self.cell.method, self.settings)
 
 
 def plan(chosen: Sequence[Cell], out: Path, data: Path, extra: Sequence[str]) -> list[Planned]:
     """Cells with their folders below `out`."""
-    return [
-        Planned(cell, out / cell.name, cell_overrides(cell, out / cell.name, data, extra=extra)) for cell in chosen
-    ]
+    return [Planned(cell, out / cell.name, cell_settings(cell, out / cell.name, data, extra=extra)) for cell in chosen]
 
 
-def check_all(planned: Sequence[Planned], device_gib: float) -> list[str]:
-    """Check and print every cell, one line each; return the names of those that do not pass."""
+def check_all(planned: Sequence[Planned], device_gib: float, console: Console) -> list[str]:
+    """Check every cell and print a table of them; return the names of those that do not pass."""
     known: dict[tuple[str, str, str], Checked | Exception] = {}
     failed = []
-    for item in planned:
+    table = Table("run", "", "tokens, GPU memory; or why not", box=None, pad_edge=False)
+    for item in track(planned, "checking", console=console, transient=True, disable=not console.is_terminal):
         # Seeds differ in nothing that is checked.
         key = (item.cell.method, item.cell.model, item.cell.benchmark)
         if key not in known:
             try:
-                known[key] = check(read_launcher(launcher(item.cell.method), item.settings), device_gib)
+                known[key] = check(item.command, device_gib)
             except Exception as error:
                 known[key] = error
         found = known[key]
         if isinstance(found, Checked):
-            print(f"ok      {item.cell.name}: {found.summary}: {shlex.join(item.command)}", flush=True)
+            table.add_row(item.cell.name, "ok", found.summary)
         else:
-            print(f"REFUSED {item.cell.name}: {type(found).__name__}: {found}: {shlex.join(item.command)}", flush=True)
+            table.add_row(item.cell.name, "REFUSED", f"{type(found).__name__}: {found}", style="red")
             failed.append(item.cell.name)
+    console.print(table, markup=False, highlight=False)
     return failed
+
+
+def write_commands(planned: Sequence[Planned], path: Path) -> None:
+    """The commands of the runs, one a line, for whoever starts them by other means."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{shlex.join(item.command)}\n" for item in planned))
 
 
 def missing_data(planned: Sequence[Planned], data: Path) -> list[str]:
@@ -100,9 +111,20 @@ def run_all(planned: Sequence[Planned]) -> list[str]:
     return failed
 
 
+EXAMPLES = """examples:
+  python -m srpo_verl launch --table 1 --dry-run
+  python -m srpo_verl launch --table 1 --method srpo --benchmark physics --seeds 3
+  python -m srpo_verl launch --figure 1 --out /scratch/paper -- actor_rollout_ref.rollout.name=sglang
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
-    lines = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(prog="python -m scripts.launch", description=lines[0], epilog=" ".join(lines[2:]))
+    parser = argparse.ArgumentParser(
+        prog="python -m srpo_verl launch",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for kind in ("table", "figure"):
         numbers = [name.split()[1] for name in cells.SETS if name.startswith(kind)]
         parser.add_argument(f"--{kind}", action="append", default=[], choices=numbers, help="may be repeated")
@@ -113,10 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=1, help="repetitions; single runs prove nothing (default: 1)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="root of the parquet files (default: data)")
     parser.add_argument(
-        "--out", type=Path, default=runs.ROOT / "outputs" / "paper", help="folder of the runs' folders"
+        "--out", type=Path, default=Path("outputs/paper"), help="folder of the runs' folders (default: %(default)s)"
     )
     parser.add_argument("--gpu-gib", type=float, default=H100_GIB, help="memory of one GPU (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="print and check, start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check and print, start nothing")
     parser.add_argument("overrides", nargs="*", help="further Hydra overrides for every run, after --")
     return parser
 
@@ -140,9 +162,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         parser.error(f"no run of {', '.join(sets)} has all of these: see docs/reproduce.md")
     data = arguments.data.resolve()
-    planned = plan(chosen, arguments.out.resolve(), data, arguments.overrides)
+    out = arguments.out.resolve()
+    planned = plan(chosen, out, data, arguments.overrides)
 
-    refused = check_all(planned, arguments.gpu_gib)
+    refused = check_all(planned, arguments.gpu_gib, Console())
+    write_commands(planned, out / COMMANDS)
+    print(f"commands: {out / COMMANDS}")
     print(f"{len(planned)} runs, {len(refused)} refused" + "".join(f"\n  {name}" for name in refused), flush=True)
     if refused:
         return 1

@@ -10,17 +10,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from scripts import cells, launch, runs
-from scripts.cells import BENCHMARKS, SETS, Cell, select
-from scripts.checks import DoesNotFit, check, compose_command, launcher, read_launcher
-from scripts.memory import FIXED_GIB, engine_needs, estimate
-from scripts.models import MODELS, find_facts
 from srpo_verl.config.schema import parse
 from srpo_verl.errors import ConfigError
+from srpo_verl.launch import __main__ as launch
+from srpo_verl.launch import cells, runs
+from srpo_verl.launch.cells import BENCHMARKS, SETS, Cell, command_of, select
+from srpo_verl.launch.checks import DoesNotFit, check, compose_command
+from srpo_verl.launch.gpu_memory import FIXED_GIB, engine_needs, estimate
+from srpo_verl.launch.model_sizes import MODELS, find_sizes
 from srpo_verl.report.loader import load_runs
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reproduce.md"
 GIB = 2**30
+
+
+def command(method, *overrides):
+    return command_of(method, ["base_model=qwen3_8b", "benchmark=chemistry", *overrides])
 
 
 # --- the matrix ------------------------------------------------------------------------------------------------------
@@ -67,7 +72,7 @@ def test_filters_and_seeds():
 
 
 def test_the_first_seed_is_that_of_the_configurations():
-    config = compose_command(read_launcher(launcher("srpo")))
+    config = compose_command(command("srpo"))
     assert config.data.seed == config.actor_rollout_ref.rollout.seed == cells.FIRST_SEED
 
 
@@ -95,17 +100,17 @@ def test_the_facts_are_those_of_a_model_of_these_sizes(name):
 
 
 def test_a_local_copy_of_a_model_is_recognised_by_its_name():
-    assert find_facts("/models/Qwen3-4B/") is MODELS["Qwen/Qwen3-4B"]
-    assert find_facts("/models/Llama-3") is None
-    assert find_facts("/models/my-Qwen3-4B") is None
+    assert find_sizes("/models/Qwen3-4B/") is MODELS["Qwen/Qwen3-4B"]
+    assert find_sizes("/models/Llama-3") is None
+    assert find_sizes("/models/my-Qwen3-4B") is None
 
 
 # --- the estimate, against numbers worked out by hand ----------------------------------------------------------------
 
 
 def phases(*overrides, method="srpo", gib=80.0):
-    config = compose_command(read_launcher(launcher(method), overrides))
-    found = estimate(config, parse(config.srpo), find_facts(config.actor_rollout_ref.model.path), gib)
+    config = compose_command(command(method, *overrides))
+    found = estimate(config, parse(config.srpo), find_sizes(config.actor_rollout_ref.model.path), gib)
     return {phase.name: phase for phase in found}
 
 
@@ -168,7 +173,7 @@ def test_grpo_has_no_teacher():
 
 
 def test_what_a_rollout_engine_needs_at_least():
-    config = compose_command(read_launcher(launcher("srpo"), ["base_model=qwen3_4b"]))
+    config = compose_command(command("srpo", "base_model=qwen3_4b"))
     # 4,022,468,096 weights of 2 bytes; 10,240 tokens x 36 layers x 8 heads x 128 x 2 (keys, values) x 2 bytes
     expected = (8_044_936_192 + 10_240 * 147_456) / GIB
     assert engine_needs(config, MODELS["Qwen/Qwen3-4B"]) == pytest.approx(expected)
@@ -179,7 +184,7 @@ def test_what_a_rollout_engine_needs_at_least():
 
 def refused(error, match, *overrides, method="srpo", gib=launch.H100_GIB):
     with pytest.raises(error, match=match):
-        check(read_launcher(launcher(method), overrides), gib)
+        check(command(method, *overrides), gib)
 
 
 def test_what_does_not_fit_is_refused():
@@ -200,14 +205,13 @@ def test_what_veRL_and_the_plugin_refuse_is_refused_here():
 
 
 def test_an_unknown_model_is_said_to_be_unknown():
-    command = read_launcher(launcher("srpo"), ["actor_rollout_ref.model.path=/models/other"])
-    assert "not checked" in check(command, 1.0).summary
+    assert "not checked" in check(command("srpo", "actor_rollout_ref.model.path=/models/other"), 1.0).summary
 
 
 def documented_commands():
     """The commands of docs/reproduce.md under 'When memory is short'."""
     section = REFERENCE.read_text().split("## When memory is short", 1)[1].split("\n## ", 1)[0]
-    return re.findall(r"^python -m scripts\.launch (.+)$", section.replace(" \\\n", " "), re.MULTILINE)
+    return re.findall(r"^python -m srpo_verl launch (.+)$", section.replace(" \\\n", " "), re.MULTILINE)
 
 
 def test_the_documented_remedies_fit_and_are_needed(capsys):
@@ -226,19 +230,25 @@ def test_the_documented_remedies_fit_and_are_needed(capsys):
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_prints_one_line_per_cell(capsys, tmp_path):
-    arguments = ["--figure", "5", "--dry-run", "--seeds", "2", "--out", str(tmp_path), "--data", "/d"]
+def test_a_dry_run_prints_a_table_and_writes_the_commands(capsys, tmp_path, monkeypatch):
+    """From any folder; nothing is started."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "run", lambda *_: pytest.fail("started"))
+    arguments = ["--figure", "5", "--dry-run", "--seeds", "2", "--out", "runs", "--data", "/d"]
     assert launch.main([*arguments, "--", "actor_rollout_ref.rollout.name=sglang"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines.pop() == "10 runs, 0 refused"
+    *rows, where, count = capsys.readouterr().out.splitlines()
     names = [cell.name for cell in select(["figure 5"], seeds=2)]
-    for line, name in zip(lines, names, strict=True):
-        assert line.startswith(f"ok      {name}: ")
-        assert ": bash recipes/paper/srpo.sh base_model=qwen3_8b " in line
+    assert [row.split()[:2] for row in rows if row.startswith("srpo-")] == [[name, "ok"] for name in names]
+    assert where == f"commands: {tmp_path}/runs/commands.sh"
+    assert count == "10 runs, 0 refused"
+    for line, name in zip(Path("runs/commands.sh").read_text().splitlines(), names, strict=True):
+        assert line.startswith(
+            "python -m verl.trainer.main_ppo --config-path pkg://srpo_verl.config --config-name srpo "
+        )
         assert line.endswith(" actor_rollout_ref.rollout.name=sglang")
-        assert f"trainer.default_local_dir={tmp_path}/{name}/checkpoints" in line
-        assert f"data.seed={name[-2:]} actor_rollout_ref.rollout.seed={name[-2:]} " in line
-    assert list(tmp_path.iterdir()) == []
+        assert f" trainer.default_local_dir={tmp_path}/runs/{name}/checkpoints " in line
+        assert f" data.seed={name[-2:]} actor_rollout_ref.rollout.seed={name[-2:]} " in line
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["commands.sh"]
 
 
 def test_a_refused_cell_is_named_and_nothing_is_started(capsys, tmp_path, monkeypatch):
@@ -251,7 +261,7 @@ def test_a_refused_cell_is_named_and_nothing_is_started(capsys, tmp_path, monkey
         "  sdpo-qwen3_8b-physics-seed42",
         "  srpo-qwen3_8b-physics-seed42",
     ]
-    assert "REFUSED srpo-qwen3_8b-physics-seed42: DoesNotFit: of 79 GiB per GPU about " in out
+    assert re.search(r"srpo-qwen3_8b-physics-seed42 +REFUSED +DoesNotFit: of 79 GiB per GPU", out)
 
 
 def test_without_data_nothing_is_started(capsys, tmp_path, monkeypatch):

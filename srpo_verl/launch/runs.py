@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.runner import end_session
+from srpo_verl.launch.sessions import end_session
 
-ROOT = Path(__file__).resolve().parents[1]
 FINISHED = "finished.json"
 CHECKPOINT = Path("checkpoints") / "latest_checkpointed_iteration.txt"
 
@@ -83,7 +82,6 @@ def run(command: Sequence[str], folder: Path, settings: Sequence[str]) -> int:
             [*command, attempt.override],
             stdout=output,
             stderr=subprocess.STDOUT,
-            cwd=ROOT,
             env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
             start_new_session=True,
         )

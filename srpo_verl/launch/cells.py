@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+ENTRY = ["python", "-m", "verl.trainer.main_ppo", "--config-path", "pkg://srpo_verl.config", "--config-name"]
+"""What every run of this package starts with; the name of its configuration and Hydra overrides follow."""
 
 BENCHMARKS = ("chemistry", "physics", "biology", "materials", "tooluse")
 MODELS = ("qwen3_8b", "qwen3_4b")
@@ -11,9 +15,13 @@ FIRST_SEED = 42
 """`data.seed` and `rollout.seed` of the configurations; further seeds count on from here."""
 
 
+UNTRAINED = ("trainer.experiment_name=base", "trainer.val_only=true", "trainer.resume_mode=disable")
+"""The method "base": the model's validation before training."""
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One run: a launcher of recipes/paper, a model, a benchmark and a seed."""
+    """One run: a method (a launcher of recipes/paper), a model, a benchmark and a seed."""
 
     method: str
     model: str
@@ -72,3 +80,22 @@ def select(
 
 def _keeps(wanted: Sequence[str], value: str) -> bool:
     return not wanted or value in wanted
+
+
+def command_of(method: str, settings: Sequence[str]) -> list[str]:
+    """The command of a method's run with these settings; recipes/paper has the same, to be started by hand."""
+    return [*ENTRY, "grpo", *UNTRAINED, *settings] if method == "base" else [*ENTRY, method, *settings]
+
+
+def cell_settings(cell: Cell, folder: Path, data: Path, extra: Sequence[str] = ()) -> list[str]:
+    """What a cell sets. `folder`: of the run. `data`: root of the benchmarks' parquet files."""
+    return [
+        f"base_model={cell.model}",
+        f"benchmark={cell.benchmark}",
+        f"data.root={data}",
+        f"data.seed={cell.seed}",
+        f"actor_rollout_ref.rollout.seed={cell.seed}",
+        f"trainer.default_local_dir={folder}/checkpoints",
+        f"hydra.run.dir={folder}/hydra",
+        *extra,
+    ]

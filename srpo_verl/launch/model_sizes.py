@@ -1,4 +1,4 @@
-"""Facts about the paper's two models, as in their published `config.json`: what must fit, and into what."""
+"""Sizes of the paper's two models, as in their published `config.json`: what must fit, and into what."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelSizes:
     """Sizes of a dense Qwen3 model.
 
     Attributes:
@@ -46,7 +46,7 @@ class ModelFacts:
 
 
 MODELS = {
-    "Qwen/Qwen3-8B": ModelFacts(
+    "Qwen/Qwen3-8B": ModelSizes(
         parameters=8_190_735_360,
         layers=36,
         hidden=4096,
@@ -59,7 +59,7 @@ MODELS = {
         max_positions=40960,
         native_context=32768,
     ),
-    "Qwen/Qwen3-4B": ModelFacts(
+    "Qwen/Qwen3-4B": ModelSizes(
         parameters=4_022_468_096,
         layers=36,
         hidden=2560,
@@ -76,7 +76,7 @@ MODELS = {
 """By the name on the model hub."""
 
 
-def find_facts(path: str) -> ModelFacts | None:
-    """Facts of the model at `path`, a hub name or a local folder of the same last part; None for any other model."""
+def find_sizes(path: str) -> ModelSizes | None:
+    """Sizes of the model at `path`, a hub name or a local folder of the same last part; None for any other model."""
     name = path.rstrip("/").rsplit("/", 1)[-1]
-    return next((facts for known, facts in MODELS.items() if known.endswith(f"/{name}")), None)
+    return next((sizes for known, sizes in MODELS.items() if known.endswith(f"/{name}")), None)
