@@ -16,11 +16,11 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from srpo_verl.config.check import check_start
 from srpo_verl.errors import ConfigError
 from srpo_verl.installation import PluginError
 from srpo_verl.preflight.findings import ERROR, OK, Finding, errors, last_line, render, write
 from srpo_verl.preflight.run import examine
+from srpo_verl.start import check_start
 
 CONFIG_PATH = "pkg://srpo_verl.config"
 

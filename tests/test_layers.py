@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "srpo_verl"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Where veRL is imported when the module is: the adapters, the CPU platform, and those who load or inspect both.
-ADAPTERS = ("verl_ext/", "cpu/", "plugin.py", "config/check.py", "preflight/loading.py", "doctor.py", "export.py")
+ADAPTERS = ("verl_ext/", "cpu/", "plugin.py", "preflight/loading.py", "doctor.py", "export.py")
 LIMIT = 24_000
 """Bytes. A file that needs more is two files."""
 
@@ -100,6 +101,26 @@ def test_verl_is_imported_by_the_adapters_alone(path):
             assert not is_in(name, f"srpo_verl.{adapter}"), f"{relative(path)} imports {name}"
 
 
+def package_of(module):
+    """srpo_verl.a.b -> a: a folder of the package, or a module that stands in none."""
+    return ".".join(module.split(".")[1:2])
+
+
+def test_no_import_goes_in_a_circle():
+    """Neither among modules nor among the folders they stand in."""
+    modules = {name_of(path): path for path in SOURCES}
+    needs = {module: set(imports_of(path, anywhere=False)) & modules.keys() for module, path in modules.items()}
+    # `from a import b` needs a as well, if b is only a name in it.
+    for module, path in modules.items():
+        needs[module] |= {name.rpartition(".")[0] for name in imports_of(path, anywhere=False)} & modules.keys()
+        needs[module] -= {module}
+    list(TopologicalSorter(needs).static_order())  # raises CycleError, which names them
+    folders = {}
+    for module, wanted in needs.items():
+        folders.setdefault(package_of(module), set()).update(map(package_of, wanted))
+    list(TopologicalSorter({one: others - {one} for one, others in folders.items()}).static_order())
+
+
 # --- every file ------------------------------------------------------------------------------------------------------
 
 SUFFIXES = {".py", ".yaml", ".yml", ".md", ".sh", ".toml"}
@@ -117,6 +138,27 @@ def test_no_file_is_too_long_to_read():
     sizes = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in written_files()}
     assert len(sizes) > 50
     assert {name: size for name, size in sizes.items() if size > LIMIT} == {}
+
+
+def lines_of_code(function):
+    """Lines of a function without its docstring."""
+    total = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        total -= first.end_lineno - first.lineno + 1
+    return total
+
+
+def test_no_file_and_no_function_of_the_package_is_long():
+    assert max(len(path.read_text().splitlines()) for path in SOURCES) < 400
+    functions = [
+        (lines_of_code(node), f"{relative(path)}:{node.name}")
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert len(functions) > 500
+    assert [function for function in functions if function[0] >= 60] == []
 
 
 def test_nothing_is_left_to_do():

@@ -90,19 +90,8 @@ def estimate(config: DictConfig, srpo: SrpoConfig, sizes: ModelSizes, device_gib
     ]
     if srpo.uses_teacher:
         longest = max(srpo.demonstration.max_prompt_tokens + config.data.max_response_length, _score_tokens(config))
-        phases.append(
-            Phase(
-                "teacher",
-                {
-                    **resident,
-                    "teacher": teacher,
-                    "gathered": gathered,
-                    "layer": _layer_gib(sizes, longest, compute),
-                    "logits": compute * longest * sizes.vocab / GIB,
-                    "fixed": FIXED_GIB,
-                },
-            )
-        )
+        work = _forward(sizes, longest, compute)
+        phases.append(Phase("teacher", {**resident, "teacher": teacher, "gathered": gathered, **work}))
     phases.append(
         Phase(
             "update",
@@ -119,6 +108,12 @@ def estimate(config: DictConfig, srpo: SrpoConfig, sizes: ModelSizes, device_gib
         )
     )
     return phases
+
+
+def _forward(sizes: ModelSizes, tokens: int, compute: int) -> dict[str, float]:
+    """What a forward without gradients adds to weights: one layer's tensors and the logits."""
+    logits = compute * tokens * sizes.vocab / GIB
+    return {"layer": _layer_gib(sizes, tokens, compute), "logits": logits, "fixed": FIXED_GIB}
 
 
 def engine_needs(config: DictConfig, sizes: ModelSizes) -> float:

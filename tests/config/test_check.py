@@ -9,9 +9,10 @@ from omegaconf import OmegaConf, open_dict
 
 from srpo_verl import installation
 from srpo_verl.algos.routings import ROUTINGS
-from srpo_verl.config.check import ONLY_DISTILLED, ConfigCheck, check_run
+from srpo_verl.config.check import ONLY_DISTILLED, check_run
 from srpo_verl.config.schema import parse
 from srpo_verl.errors import ConfigError
+from srpo_verl.start import ConfigCheck
 from tests.config import NAMES, compose
 
 ACTOR, MODEL, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"

@@ -8,10 +8,10 @@ import time
 import pytest
 
 from srpo_verl import check
-from srpo_verl.config.check import ConfigCheck
 from srpo_verl.errors import ConfigError
 from srpo_verl.preflight.failure import in_one_line, root_cause
 from srpo_verl.preflight.findings import ERROR, NOTE, OK, Finding, last_line, render, write
+from srpo_verl.start import ConfigCheck
 from tests.preflight import configure, row
 from tests.preflight import write as write_rows
 from tests.support import run_main_ppo

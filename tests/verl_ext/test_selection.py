@@ -14,8 +14,8 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from srpo_verl.config.check import ConfigCheck
 from srpo_verl.errors import ConfigError
+from srpo_verl.start import ConfigCheck
 from srpo_verl.verl_ext import engine as srpo_engine
 from srpo_verl.verl_ext.fields import SCORE, TEACHER_LOG_PROBS, WANT_SUPPORT
 from srpo_verl.verl_ext.selection import check_selection
