@@ -10,6 +10,7 @@ COMMANDS = {
     "doctor": ("srpo_verl.doctor", "what is here, what is missing: can a run start"),
     "data": ("srpo_verl.data.__main__", "split files of the benchmarks into veRL's parquet"),
     "check": ("srpo_verl.check", "settings, model, data and GPUs of a run, without starting it"),
+    "stand-in": ("srpo_verl.stand_in", "a tiny model that guesses among a task's answers, to try the task on a CPU"),
     "launch": ("srpo_verl.launch.__main__", "the runs behind the paper's tables and figures"),
     "report": ("srpo_verl.report.__main__", "tables and figures from run logs"),
     "export": ("srpo_verl.export", "a checkpoint as a Hugging Face folder"),
@@ -20,7 +21,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The commands, one a line."""
-    lines = [f"  {name:10}{what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:11}{what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: python -m srpo_verl COMMAND ...",

@@ -12,16 +12,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from recipes.runner import end_session, run_environment
 from srpo_verl import cpu
-
-PAD, EOS, START = "<|endoftext|>", "<|im_end|>", "<|im_start|>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from srpo_verl.stand_in import CHAT_TEMPLATE, EOS, PAD, START, tiny_config
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -38,27 +33,6 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=[START],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
-    )
-
-
-def tiny_config(
-    tokenizer: PreTrainedTokenizerFast, *, max_positions: int, tie_word_embeddings: bool = False
-) -> Qwen3Config:
-    """A Qwen3 of two narrow layers for the tokenizer's vocabulary."""
-    return Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=max_positions,
-        tie_word_embeddings=tie_word_embeddings,
-        initializer_range=0.1,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
 
 

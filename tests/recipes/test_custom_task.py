@@ -1,10 +1,12 @@
 """The code of docs/custom_task.md, as it stands there: data, verifier, configuration, two steps."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -12,11 +14,10 @@ import pytest
 import torch
 from verl.tools import function_tool
 
-from recipes.runner import train
+from recipes.runner import end_session, run_environment
 from srpo_verl.config.check import check_run
 from srpo_verl.launch.checks import compose_command
 from srpo_verl.verl_ext.student_prompts import configured_tools
-from tests.recipes.answers import answering_model
 from tests.tool_task import tool_file
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "custom_task.md").read_text()
@@ -106,32 +107,48 @@ def test_the_calculator(tmp_path):
         assert names["calculator"](hostile).startswith("not a sum of products: "), hostile
 
 
-SIZES = [
-    "platform=cpu",
-    "actor_rollout_ref.model.enable_gradient_checkpointing=false",
-    "data.max_prompt_length=128",
-    "data.max_response_length=6",
-    "srpo.demonstration.max_prompt_tokens=512",
-    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8192",
-    "actor_rollout_ref.rollout.val_kwargs.n=2",
-    "trainer.total_training_steps=2",
-    "trainer.test_freq=2",
-    "trainer.save_freq=-1",
-    "trainer.val_before_train=false",
-    "trainer.logger=[file]",
-]
+def test_the_smoke_command_composes(task):
+    """With the arguments that a shell gives it."""
+    command = smoke_command(Path.cwd())
+    assert command[:3] == ["python", "-m", "verl.trainer.main_ppo"]
+    srpo = check_run(compose_command(command))
+    assert srpo.demonstration.environment_feedback
+    # The same task: of what the first command sets, only the place of the model and the sizes differ.
+    assert {*task[7:]} - {"data.train_batch_size=6"} < {*command[7:]}
+
+
+def smoke_block():
+    (block,) = (block for block in blocks("bash") if "smoke()" in block)
+    return block
+
+
+def smoke_command(folder):
+    """What the last line of the block runs, by a `python` that prints its arguments."""
+    stub = folder / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(['python', *sys.argv[1:]]))\n")
+    stub.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}"}
+    shown = subprocess.run(["bash", "-c", smoke_block()], env=environment, capture_output=True, text=True, check=True)
+    return json.loads(shown.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU platform is not active here")
-def test_two_steps(task, tmp_path, monkeypatch):
-    """With a model that guesses among the words: some rollouts are correct, every failed one has feedback."""
-    rows = pd.concat([pd.read_parquet(f"backwards/{split}.parquet") for split in ("train", "test")])
-    texts = [prompt[0]["content"] for prompt in rows["prompt"]]
-    words = [f"Answer: {row['ground_truth']}" for row in rows["reward_model"]]
+def test_the_smoke_commands_as_they_stand(task, tmp_path, monkeypatch):
+    """Some rollouts are correct, every failed one has feedback."""
+    for name in ("VERL_PLATFORM", "VERL_ENGINE_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    model = f"actor_rollout_ref.model.path={answering_model(texts, words, tmp_path / 'model')}"
-    metrics = train([*task, *SIZES, model], tmp_path, steps=2, timeout=400, held_out="").metrics
+    with tempfile.TemporaryDirectory(prefix="ray-") as ray:
+        environment = run_environment(tmp_path / "metrics.jsonl", ray)
+        run = subprocess.Popen(["bash", "-ec", smoke_block()], env=environment, start_new_session=True)
+        try:
+            assert run.wait(timeout=400) == 0
+        finally:
+            end_session(run)
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    metrics = {line["step"]: line["data"] for line in lines}
     for step in (1, 2):
         values = metrics[step]
         assert 0 < values["srpo/frac_correct"] < 1
