@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from srpo_verl.console import VARIABLE
 from srpo_verl.launch.sessions import end_session, processes
 
 # A sample of processes this large costs the kernel some 0.2 s.
@@ -81,6 +82,8 @@ def run_environment(metrics_file: Path, ray_directory: str) -> dict[str, str]:
         "RAY_TMPDIR": ray_directory,
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
+        # The log keeps everything; progress is this module's.
+        VARIABLE: "full",
     }
     environment.pop("RAY_ADDRESS", None)
     return environment

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import sys
 import traceback
+from contextlib import ExitStack
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from srpo_verl.attempts import log_path
 from srpo_verl.config.check import check_run
 from srpo_verl.config.schema import SrpoConfig
+from srpo_verl.console import MARK, everything_into, is_quiet
 from srpo_verl.cpu.callback import UseCPU, environment_of_run
 from srpo_verl.errors import ConfigError
 from srpo_verl.installation import PluginError, check_installation
 from srpo_verl.preflight import VARIABLE
 from srpo_verl.preflight.failure import end_with_cause
 from srpo_verl.preflight.run import before_ray
+
+
+def output_of_run(config: DictConfig) -> Path:
+    """The file for what the processes of a run print: beside its log, absolute."""
+    log = log_path(config.trainer.project_name, config.trainer.experiment_name, environment_of_run(config))
+    return log.absolute().with_suffix(".out")
 
 
 class ConfigCheck(Callback):
@@ -29,10 +40,17 @@ class ConfigCheck(Callback):
     so the check ends the process itself, with the message alone.
     """
 
+    def __init__(self) -> None:
+        self._screen = ExitStack()
+
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             srpo = check_start(config)
             before_ray(config, srpo)
+            if is_quiet() and HydraConfig.initialized():
+                output = output_of_run(config)
+                self._screen.enter_context(everything_into(output))
+                print(f"{MARK}starting Ray and the workers; all that they print is in {output}", flush=True)
         except (ConfigError, PluginError, OmegaConfBaseException) as error:
             sys.exit(f"srpo_verl: {error}")
         except Exception:
@@ -42,8 +60,9 @@ class ConfigCheck(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Let a run that failed end with its cause; Hydra would end it with advice about tracebacks."""
-        if job_return.status == JobStatus.FAILED:
-            end_with_cause(job_return._return_value)
+        with self._screen:
+            if job_return.status == JobStatus.FAILED:
+                end_with_cause(job_return._return_value)
 
 
 def check_start(config: DictConfig) -> SrpoConfig:

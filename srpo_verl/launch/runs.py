@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from srpo_verl.console import VARIABLE
 from srpo_verl.launch.sessions import end_session
 
 FINISHED = "finished.json"
@@ -82,7 +83,12 @@ def run(command: Sequence[str], folder: Path, settings: Sequence[str]) -> int:
             [*command, attempt.override],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"},
+            # The whole output is what this file is for.
+            env={
+                **os.environ,
+                VARIABLE: "full",
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            },
             start_new_session=True,
         )
         previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))

@@ -11,8 +11,10 @@ from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from srpo_verl.budget import HOURS, TrainingRecord, mean_accuracy
+from srpo_verl.budget import HOURS, SECONDS_PER_HOUR, TrainingRecord, mean_accuracy
 from srpo_verl.config.schema import SrpoConfig
+from srpo_verl.console import MARK
+from srpo_verl.progress import Progress
 
 
 class TimedTrainer(PPOTrainerSync):
@@ -29,8 +31,13 @@ class TimedTrainer(PPOTrainerSync):
 
     def __init__(self, config: DictConfig):
         self.record = TrainingRecord()
+        self.progress = Progress()
         self._saved_in: str | None = None
         super().__init__(config)
+
+    def say(self, line: str) -> None:
+        """Show a line on the console of whoever started the run."""
+        print(f"{MARK}{line}", flush=True)
 
     def _save_beside(self, folder: str) -> None:
         """Write what a subclass keeps in a checkpoint's folder, before veRL names that checkpoint the latest."""
@@ -52,7 +59,7 @@ class TimedTrainer(PPOTrainerSync):
                 raise
             # Counting from 0 would log a time that is too short.
             self.record = None
-            print(f"srpo_verl: {HOURS} is not logged: {error}")
+            self.say(f"{HOURS} is not logged: {error}")
 
     def _checkpoint_folder(self) -> str:
         return os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
@@ -60,6 +67,8 @@ class TimedTrainer(PPOTrainerSync):
     def on_train_begin(self) -> None:
         super().on_train_begin()
         self._set_last_step(self.global_steps - 1)
+        self.progress.begin(self.global_steps)
+        self.say(self.progress.phase(f"training, step {self.global_steps} to {self.total_training_steps}"))
 
     def on_step_begin(self) -> None:
         super().on_step_begin()
@@ -96,8 +105,8 @@ class TimedTrainer(PPOTrainerSync):
         last = max(done + fitting, at_least)
         if last < self.total_training_steps:
             self.total_training_steps = last
-            print(
-                f"srpo_verl: after {self.record.hours:.4g} h of training, step {last} is the last one, "
+            self.say(
+                f"after {self.record.hours:.4g} h of training, step {last} is the last one, "
                 f"by srpo.budget.stop_at_hours={stop_at_hours:g}"
             )
 
@@ -114,6 +123,8 @@ class TimedTrainer(PPOTrainerSync):
         self._seconds_saving = time.perf_counter() - started
 
     def _validate(self) -> dict[str, float]:
+        if self.progress.first_step is None:
+            self.say(self.progress.phase("validation before training"))
         metrics = super()._validate()
         if self.record is not None and metrics:
             accuracy = mean_accuracy(metrics)
@@ -130,3 +141,11 @@ class TimedTrainer(PPOTrainerSync):
             if self._saved_in is not None:
                 # veRL saves before it syncs the weights and before it validates; now the record is complete.
                 self.record.save(self._saved_in)
+        self.say(self.progress.step(self.global_steps, self.total_training_steps, metrics, self._seconds_left()))
+
+    def _seconds_left(self) -> float | None:
+        """Of the budget that ends the run; None without one."""
+        stop_at_hours = self.srpo.budget.stop_at_hours
+        if stop_at_hours is None or self.record is None:
+            return None
+        return max(0.0, stop_at_hours * SECONDS_PER_HOUR - self.record.seconds)

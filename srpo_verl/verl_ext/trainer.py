@@ -62,6 +62,7 @@ class SrpoTrainer(TimedTrainer):
         super().__init__(config)
 
     def _init_tokenizer(self) -> None:
+        self.say(self.progress.phase("tokenizer and data"))
         super()._init_tokenizer()
         hf_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.model).hf_config
         text_config = hf_config.get_text_config()
@@ -88,6 +89,7 @@ class SrpoTrainer(TimedTrainer):
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
+        self.say(self.progress.phase("workers, model and rollout engine"))
         if self._shows_references:
             column = self.srpo.demonstration.reference_column
             path = str(column).split(".")
