@@ -12,7 +12,7 @@ TESTS ?= tests
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-science test test-slow lint format bench doctor clean
+.PHONY: help setup demo demo-science test test-slow lint format bench docs doctor clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,11 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 bench: $(INSTALLED) ## time and memory of the kernels and of the update, on an idle machine
 	$(BIN)/python -m scripts.bench_kernels $(ARGS)
 	$(BIN)/python -W ignore -m scripts.bench_step $(ARGS)
+
+docs: $(INSTALLED) ## the documentation as a site, in site/
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo 'site/index.html'
 
 doctor: $(INSTALLED) ## is everything in place for a run?
 	$(BIN)/python -W ignore -m srpo_verl.doctor

@@ -44,6 +44,8 @@ setup(
         "mini": MINI,
         "vllm": ["verl[vllm,fsdp]==0.9.1"],
         "sglang": ["verl[sglang,fsdp]==0.9.1"],
+        # `make docs`; ruff lays out the signatures.
+        "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26", "latex2mathml>=3.77", "ruff>=0.12"],
         "dev": [
             *MINI,
             "pytest>=8",

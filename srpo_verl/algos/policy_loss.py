@@ -27,7 +27,8 @@ def ppo_token_loss(
         log_probs_BT: log pi_theta of the sampled tokens, nats; the loss is differentiable in it.
         old_log_probs_BT: log pi_old of the same tokens.
         advantages_BT: A, for instance `group_advantages` repeated over the response positions.
-        clip_low, clip_high: distances of the clipping bounds from 1.
+        clip_low: distance of the lower clipping bound from 1.
+        clip_high: distance of the upper one.
         dual_clip: factor of the dual clip, above 1; None switches it off.
 
     Returns:

@@ -64,7 +64,9 @@ def token_losses(
             This and `positions_N` are used on the host: given there, they spare a synchronisation each.
         support_SK: integer ids in [0, V), distinct in each row, for the distilled tokens in order.
         teacher_log_probs_SK: the teacher's log-probabilities of the support, nats; see `distillation_loss`.
-        alpha, tail, temperature: see `distillation_loss`.
+        alpha: see `distillation_loss`, as for the next two.
+        tail: whether the mass off the support is an outcome of its own.
+        temperature: the logits are divided by it.
         with_entropy: whether the entropy is wanted.
         chunk_size: tokens cast up at a time; None: what suits the device, see `passes`.
         inplace_backward: write the gradient into the memory of the logits, which are lost. For logits that nothing

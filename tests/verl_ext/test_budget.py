@@ -18,6 +18,7 @@ from srpo_verl.budget import (
     mean_accuracy,
 )
 from srpo_verl.config.schema import BudgetConfig
+from srpo_verl.progress import Progress
 from srpo_verl.verl_ext import clock as clock_module
 from srpo_verl.verl_ext.trainer import SrpoTrainer
 
@@ -258,7 +259,7 @@ def resumed_trainer(monkeypatch, folder, hours=(1.0,), stop_at_hours=None, step=
 
     monkeypatch.setattr(clock_module.PPOTrainerSync, "_load_checkpoint", restore)
     trainer = SrpoTrainer.__new__(SrpoTrainer)
-    trainer.record = TrainingRecord()
+    trainer.record, trainer.progress = TrainingRecord(), Progress()
     trainer.router = SimpleNamespace(memory=None)
     trainer.srpo = SimpleNamespace(budget=BudgetConfig(hours, stop_at_hours))
     defaults = {"resume_mode": "auto", "default_local_dir": str(folder), "resume_from_path": None}

@@ -1,0 +1,183 @@
+"""README, docs and CONTRIBUTING against the checkout: links, paths, names of code, maps of files, commands."""
+
+import ast
+import re
+import shlex
+from functools import cache
+
+import pytest
+
+from srpo_verl.__main__ import COMMANDS
+from tests.test_layers import PACKAGE, ROOT, SOURCES, relative
+
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md"), *ROOT.glob("scripts/**/*.md")]
+)
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+
+
+def page_id(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def prose(path):
+    return FENCE.sub("", path.read_text())
+
+
+def anchors(path):
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_link_leads_somewhere(page):
+    for target, anchor in LINK.findall(prose(page)):
+        goal = page.parent / target if target else page
+        assert goal.exists(), f"{page_id(page)} links to {target}"
+        if anchor:
+            assert anchor in anchors(goal), f"{page_id(page)} links to {target}#{anchor}"
+
+
+# --- names of code ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def defined(path):
+    """Names that a module defines; of a class's methods and fields as Class.name."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            members = (
+                getattr(inner, "name", getattr(getattr(inner, "target", None), "id", None)) for inner in node.body
+            )
+            names |= {f"{node.name}.{member}" for member in members if member}
+    return names
+
+
+def find(path):
+    """A path as the pages write it, from the root of the checkout or of the package."""
+    return next((root / path for root in (ROOT, PACKAGE) if (root / path).exists()), None)
+
+
+PAIR = re.compile(r"((?:`[\w.]+`,? (?:and )?)+)(?:of|in) `((?:[\w*]+/)*\w+\.py)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_what_is_said_to_be_in_a_file_is_in_it(page):
+    for names, path in PAIR.findall(prose(page).replace("\n", " ").replace("  ", " ")):
+        file = find(path)
+        assert file is not None, f"{page_id(page)}: {path}"
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert name in defined(file), f"{page_id(page)}: {name} is not in {path}"
+
+
+def test_the_reader_of_names_can_fail():
+    assert defined(PACKAGE / "verl_ext" / "worker.py") >= {"SrpoWorker", "SrpoWorker.update_actor", "TEACHER_TIME"}
+    found = PAIR.findall((ROOT / "CONTRIBUTING.md").read_text().replace("\n", " ").replace("  ", " "))
+    assert len(found) >= 15
+
+
+FOLDERS = "srpo_verl|algos|teacher|verl_ext|cpu|config|preflight|rewards|launch|recipes|scripts|tests"
+MENTION = re.compile(rf"`((?:{FOLDERS})/[\w/.-]+\.\w+)`")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=page_id)
+def test_every_file_that_is_named_exists(page):
+    for path in MENTION.findall(prose(page)):
+        assert find(path) is not None, f"{page_id(page)}: {path}"
+
+
+def test_the_map_of_files_is_complete():
+    """docs/architecture.md names every module of the package, and no other."""
+    (tree,) = (
+        text for language, text in FENCE.findall((ROOT / "docs/architecture.md").read_text()) if language == "text"
+    )
+    folders, named = [], set()
+    for line in tree.split("recipes/")[0].splitlines()[1:]:
+        depth = (len(line) - len(line.lstrip())) // 2
+        entry = re.split(r" {2,}|: ", line.strip())[0]
+        folders = folders[: depth - 1]
+        for part in entry.split(", "):
+            if part.endswith("/"):
+                folders.append(part)
+                named.add("".join(folders))
+            elif part.endswith(".py"):
+                named.add("".join(folders) + part)
+        named |= {"".join(folders) + extra for extra in re.findall(r"(\w+\.py):", line)}
+    modules = {relative(path) for path in SOURCES if path.name != "__init__.py"}
+    listed = {name for name in named if name.endswith(".py") and not name.endswith("__init__.py")}
+    assert listed - modules == set()
+    # A folder that has one line alone stands for its files.
+    alone = {folder for folder in named if folder.endswith("/")}
+    alone -= {name[: name.rindex("/", 0, -1) + 1] for name in named if "/" in name[:-1]}
+    assert {name for name in modules - listed if not name.startswith(tuple(alone))} == set()
+
+
+def test_the_axis_letters_are_those_of_the_table():
+    letters = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else ""
+            axes = re.fullmatch(r"[a-z][a-z0-9_]*_([A-Z1]{1,3})", name)
+            letters |= set(axes[1]) if axes and name != "verl_F" else set()
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("| Letter | Axis |")[1].split("\n\n")[0]
+    listed = set(re.findall(r"^\| ([A-Z]) \|", table, re.MULTILINE))
+    assert letters - listed == {"1"}
+    assert listed - letters <= {"L"}  # of ragged fields, which go without a suffix
+
+
+# --- metrics and refusals --------------------------------------------------------------------------------------------
+
+
+def test_every_metric_is_on_a_page_and_every_metric_of_a_page_is_logged():
+    made = [path.read_text() for path in SOURCES if not relative(path).startswith("report/")]
+    logged = {name for text in made for name in re.findall(r'"(srpo/[a-z_0-9]+)"', text)}
+    # Of one kind in several: f"srpo/frac_shown_{source}".
+    beginnings = tuple(name for text in made for name in re.findall(r'f"(srpo/[a-z_]+_)\{', text))
+    shown = {name for page in PAGES for name in re.findall(r"`(srpo/[a-z_0-9]+)`", page.read_text())}
+    assert len(logged) > 30
+    # The worker's name for what is logged as timing_s/srpo_teacher.
+    assert logged - shown == {"srpo/teacher_seconds"}
+    assert {name for name in shown - logged if not name.startswith(beginnings)} == set()
+
+
+def test_every_key_that_can_be_refused_is_on_the_page_of_the_configuration():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    refusal = re.compile(r'(?:ConfigError|_require)\(\s*(?:config, )?"([\w.]+)"')
+    keys = {key for path in (PACKAGE / "config").glob("*.py") for key in refusal.findall(path.read_text())}
+    assert len(keys) > 15
+    assert {key for key in keys if key.rpartition(".")[2] not in page} == set()
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def commands(page):
+    """Command lines of the page's shell blocks, without what only sets the scene."""
+    for language, block in FENCE.findall(page.read_text()):
+        if language in ("bash", "sh", "shell"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if "python -m " in line and not line.lstrip().startswith("#"):
+                    yield line.partition(" #")[0].strip()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_python_command_is_one_that_there_is(page):
+    """Its module exists; for `python -m srpo_verl` its arguments are taken as well."""
+    for line in commands(page):
+        words = [word for word in shlex.split(line) if word not in ("...", "OVERRIDES")]
+        at = words.index("-m")
+        module, arguments = words[at + 1], words[at + 2 :]
+        if module.partition(".")[0] not in ("srpo_verl", "recipes", "scripts"):
+            continue
+        if module == "srpo_verl":
+            assert arguments[0] in COMMANDS, line
+            module, arguments = COMMANDS[arguments[0]][0], arguments[1:]
+        assert find(module.replace(".", "/") + ".py") or find(module.replace(".", "/")), line
