@@ -18,6 +18,7 @@ MOVED = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "scripts/vllm_cpu/README.md": "scripts/vllm_cpu.md",
     **{
         f"recipes/{path.parent.name}/README.md": f"recipes/{path.parent.name}.md"
         for path in ROOT.glob("recipes/*/*.md")

@@ -128,12 +128,9 @@ def describe(training: Training, run: Path, benchmark: str) -> str:
 
 
 def _source(parser: argparse.ArgumentParser, given: Path | None) -> Path:
-    """Folder of the split files: the argument, the environment's, or a folder shared/data beside the checkout."""
-    beside = ROOT.parent / "shared" / "data"
+    """Folder of the split files: the argument's, or the environment's."""
     if given is None and os.environ.get(SOURCE_VARIABLE):
         given = Path(os.environ[SOURCE_VARIABLE])
-    if given is None and beside.is_dir():
-        given = beside
     if given is None:
         parser.error(
             f"--source is missing: the folder of the official split files (or set {SOURCE_VARIABLE}); "

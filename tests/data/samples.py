@@ -9,7 +9,7 @@ SYSTEM = "\nGiven a question and four options, please select the right answer.\n
 
 
 def data_dir() -> Path | None:
-    """The directory of the official files: $SRPO_DATA_DIR, else shared/data beside the repository, else None."""
+    """The directory of the official files: $SRPO_DATA_DIR, else one beside the checkout, else None."""
     fallback = Path(__file__).resolve().parents[2].parent / "shared" / "data"
     directory = Path(os.environ.get("SRPO_DATA_DIR", fallback))
     return directory if (directory / "sciknoweval").is_dir() else None
