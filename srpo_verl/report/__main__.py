@@ -18,7 +18,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Tables and figures of the paper from run logs (trainer.logger=[console,file]).",
         epilog="Logs of the same name in different directories are seeds of one experiment: the report gives their "
         "mean and spread. Logs of the same name in one directory are one run that was resumed. veRL empties its log "
-        "when a run is resumed at the same place: set VERL_FILE_LOGGER_ROOT to a new directory inside RUN_DIR first.",
+        "when a run is resumed at the same place: set VERL_FILE_LOGGER_ROOT to a new directory inside RUN_DIR first. "
+        "Example: python -m srpo_verl report outputs/srpo outputs/grpo --out outputs/report",
     )
     parser.add_argument("run_dir", nargs="+", type=Path, help="directory of a run, searched recursively for *.jsonl")
     parser.add_argument("--out", required=True, type=Path, help="directory for summary.md, CSV files and figures")
