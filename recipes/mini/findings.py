@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from recipes.mini import figures, plan, statistics, verdicts
-from recipes.mini.best import Study, grid_scores
+from recipes.mini.best import JUDGES, Study, grid_scores
 from recipes.mini.logs import read_all
 from recipes.mini.run import ROOT
 from recipes.mini.study import RESULTS
@@ -22,8 +22,8 @@ from recipes.mini.study import RESULTS
 PAGE = ROOT / "docs" / "findings.md"
 HYPOTHESES = Path(__file__).resolve().parent / "hypotheses.md"
 NOT_RUN = verdicts.NOT_RUN
-EARLY, MIDDLE, END = plan.BUDGETS.values()
-COLUMNS = (("best", EARLY), ("best", MIDDLE), ("best", END), ("last", END))
+END = plan.STEPS
+COLUMNS = tuple((judge, budget) for judge in JUDGES for budget in plan.BUDGETS.values())
 """What methods are compared by."""
 
 INTRODUCTION = """\
