@@ -33,6 +33,11 @@ _model_locks: dict[Path, Lock] = defaultdict(Lock)
 class RunFailed(Exception):
     """A run that did not end well; the message is the end of its output."""
 
+    def __init__(self, message: str, reached: int = 0):
+        super().__init__(message)
+        self.reached = reached
+        """The last step that was logged."""
+
 
 def provenance() -> dict[str, Any]:
     """What a log says about where it comes from."""
@@ -140,7 +145,7 @@ def run_cell(cell: Cell, work: Path, results: Path, source: dict[str, Any], warm
     if code != 0 or reached < cell.steps:
         how = f"nothing logged for {STALL_SECONDS:.0f} s" if code is None else f"exit code {code}"
         output_tail = _tail((run / "output.log").read_text(errors="replace"))
-        raise RunFailed(f"{cell.name}: {how}, {reached} of {cell.steps} steps\n{output_tail}")
+        raise RunFailed(f"{cell.name}: {how}, {reached} of {cell.steps} steps\n{output_tail}", reached)
     seconds = time.monotonic() - started
     places = ((str(work), "WORK"), (str(ROOT), "."), (sys.executable, "python"))
     start = json.loads((model / "warmup.json").read_text())

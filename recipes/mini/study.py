@@ -2,13 +2,14 @@
 
 Parts are made in order (grid, A, B, C, D; recipes/mini/plan.py says what is in them). Every run is stock veRL with a
 shipped configuration on the CPU. Its compact log goes to ``results/``; a run that has one is not made again, a run
-that failed is tried once more, and what failed twice is listed at the end. Starting models and data are made where
+that failed is tried again, and what failed for good is listed at the end. Starting models and data are made where
 they are missing. ``--plan`` prints the parts and the hours they take.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import sys
@@ -25,7 +26,9 @@ from recipes.mini.plan import Cell
 from recipes.mini.run import ROOT, RunFailed, provenance, run_cell
 
 RESULTS = Path(__file__).resolve().parent / "results"
-TRIES = 2
+TRIES, START_TRIES = 2, 6
+"""Of a run that fails after its first step, and before it: Ray gives itself 30 s to start, which a machine that has
+other work misses now and then."""
 START_SECONDS, STEP_SECONDS, MODEL_SECONDS = 45.0, 0.9, 250.0
 """What a start, a step and a starting model take on one of two cores; for the expected hours only."""
 
@@ -53,14 +56,14 @@ def run_all(
     source, failed, started = provenance(), [], time.monotonic()
 
     def attempt(cell: Cell) -> float:
-        for left in reversed(range(TRIES)):
+        for number in itertools.count(1):
             try:
                 return run_cell(cell, work, results, source, warmup_steps)
             except RunFailed as error:
-                if not left:
+                if number >= (TRIES if error.reached else START_TRIES):
                     raise
                 print(f"once more, {error}", flush=True)
-        raise AssertionError("TRIES is at least 1")
+        raise AssertionError("counting ends nowhere")
 
     with ThreadPoolExecutor(at_once) as pool:
         waiting = {pool.submit(attempt, cell): cell for cell in wanted}

@@ -251,22 +251,24 @@ def test_the_page_in_the_repository_is_made_from_the_logs_in_it():
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_has_its_log_is_not_made_again_and_what_fails_is_tried_once_more(tmp_path, monkeypatch, capsys):
-    cells = [Cell("A", "desk", "srpo", 3e-4, seed) for seed in range(3)]
+def test_what_has_its_log_is_not_made_again_and_what_fails_is_tried_again(tmp_path, monkeypatch, capsys):
+    cells = [Cell("A", "desk", "srpo", 3e-4, seed) for seed in range(4)]
     (tmp_path / f"{cells[0].name}.jsonl").touch()
     tried = []
 
     def run_cell(cell, *_):
         tried.append(cell.seed)
+        if cell.seed == 3:
+            raise run.RunFailed(f"{cell.name}: no start")
         if (cell.seed == 1 and tried.count(1) == 1) or cell.seed == 2:
-            raise run.RunFailed(f"{cell.name}: broken")
+            raise run.RunFailed(f"{cell.name}: broken", reached=7)
         return 1.0
 
     monkeypatch.setattr(study, "run_cell", run_cell)
     failed = study.run_all(cells, tmp_path, tmp_path, at_once=1)
-    assert tried == [1, 1, 2, 2]
-    assert failed == [f"{cells[2].name}: broken"]
-    assert "2 of 3 runs to make" in capsys.readouterr().out
+    assert tried == [1, 1, 2, 2, *[3] * study.START_TRIES]
+    assert failed == [f"{cells[2].name}: broken", f"{cells[3].name}: no start"]
+    assert "3 of 4 runs to make" in capsys.readouterr().out
 
 
 def test_parts_after_the_grid_wait_for_its_rates(tmp_path):
