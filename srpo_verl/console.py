@@ -11,8 +11,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -83,19 +82,23 @@ class Screen(io.TextIOBase):
             self.stream.flush()
 
 
-@contextmanager
-def everything_into(path: Path) -> Iterator[None]:
-    """While this lasts, what the driver prints is added to the file; the console shows what is shown of it."""
+def everything_into(path: Path) -> Callable[[], None]:
+    """From now on what the driver prints is added to the file, and the console shows what is shown of it.
+
+    Returns what ends that. A run has no use for it: Ray prints to the very end of the process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     streams, lock = (sys.stdout, sys.stderr), threading.Lock()
-    with path.open("a", buffering=1, encoding="utf-8") as file:
-        screens = [Screen(stream, file, lock) for stream in streams]
-        sys.stdout, sys.stderr = screens
-        try:
-            yield
-        finally:
-            for screen in screens:
-                if screen.unfinished:
-                    screen.write("\n")
-                screen.flush()
-            sys.stdout, sys.stderr = streams
+    file = path.open("a", buffering=1, encoding="utf-8")
+    screens = [Screen(stream, file, lock) for stream in streams]
+    sys.stdout, sys.stderr = screens
+
+    def end() -> None:
+        for screen in screens:
+            if screen.unfinished:
+                screen.write("\n")
+            screen.flush()
+        sys.stdout, sys.stderr = streams
+        file.close()
+
+    return end

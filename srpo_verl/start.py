@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,16 +39,13 @@ class ConfigCheck(Callback):
     so the check ends the process itself, with the message alone.
     """
 
-    def __init__(self) -> None:
-        self._screen = ExitStack()
-
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             srpo = check_start(config)
             before_ray(config, srpo)
             if is_quiet() and HydraConfig.initialized():
                 output = output_of_run(config)
-                self._screen.enter_context(everything_into(output))
+                everything_into(output)
                 print(f"{MARK}starting Ray and the workers; all that they print is in {output}", flush=True)
         except (ConfigError, PluginError, OmegaConfBaseException) as error:
             sys.exit(f"srpo_verl: {error}")
@@ -60,9 +56,8 @@ class ConfigCheck(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Let a run that failed end with its cause; Hydra would end it with advice about tracebacks."""
-        with self._screen:
-            if job_return.status == JobStatus.FAILED:
-                end_with_cause(job_return._return_value)
+        if job_return.status == JobStatus.FAILED:
+            end_with_cause(job_return._return_value)
 
 
 def check_start(config: DictConfig) -> SrpoConfig:

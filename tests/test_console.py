@@ -32,15 +32,17 @@ def test_the_console_shows_this_package_s_lines_and_the_driver_s_and_the_file_ha
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stdout", screen)
     path = tmp_path / "new" / "run.out"
-    with everything_into(path):
-        # In pieces, as `print` writes, and with an end that has no line of its own.
-        for piece in (*PRINTED.partition("17, ip"), "half"):
-            sys.stdout.write(piece)
+    end = everything_into(path)
+    # In pieces, as `print` writes, and with an end that has no line of its own.
+    for piece in (*PRINTED.partition("17, ip"), "half"):
+        sys.stdout.write(piece)
+    end()
     assert sys.stdout is screen
     assert screen.getvalue() == f"{SHOWN}half\n"
     assert path.read_bytes().decode() == f"{PRINTED}half\n"
-    with everything_into(path):
-        print("the next attempt")
+    end = everything_into(path)
+    print("the next attempt")
+    end()
     assert path.read_bytes().decode() == f"{PRINTED}half\nthe next attempt\n"
 
 
