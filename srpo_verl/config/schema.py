@@ -12,12 +12,11 @@ from omegaconf import OmegaConf
 
 from srpo_verl.algos.routings import ROUTINGS, is_own
 from srpo_verl.algos.schedule import distillation_coefficient
+from srpo_verl.config.demonstration import DemonstrationConfig, read_demonstration
 from srpo_verl.config.values import choice, flag, increasing, integer, number
 from srpo_verl.errors import ConfigError
 
 TEACHER_KINDS = ("ema", "frozen", "live")
-DEMONSTRATION_SELECTS = ("first", "random", "shortest")
-DEMONSTRATION_SOURCES = ("sibling", "memory", "reference")
 CREDITS = ("none", "teacher_ratio")
 SCHEDULES = ("constant", "linear")
 
@@ -63,24 +62,6 @@ class TeacherConfig:
     kind: str
     ema_rate: float
     cpu_offload: bool | None
-
-
-@dataclass(frozen=True)
-class MemoryConfig:
-    per_prompt: int
-    max_prompts: int
-
-
-@dataclass(frozen=True)
-class DemonstrationConfig:
-    sources: tuple[str, ...]
-    memory: MemoryConfig
-    reference_column: str | None
-    select: str
-    strip_thinking: bool
-    max_prompt_tokens: int
-    show: bool
-    environment_feedback: bool
 
 
 @dataclass(frozen=True)
@@ -137,8 +118,7 @@ def parse(node: Any) -> SrpoConfig:
     values = _plain(node)
     _check_keys(values, default_values(), "srpo")
     distillation, teacher = values["distillation"], values["teacher"]
-    weighting, demonstration = values["weighting"], values["demonstration"]
-    budget = values["budget"]
+    weighting, budget = values["weighting"], values["budget"]
 
     credit = choice("srpo.credit", values["credit"], CREDITS)
     top_k = integer("srpo.distillation.top_k", distillation["top_k"], low=1, nullable=True)
@@ -175,27 +155,7 @@ def parse(node: Any) -> SrpoConfig:
             ema_rate=number("srpo.teacher.ema_rate", teacher["ema_rate"], 0, 1, above_low=True),
             cpu_offload=flag("srpo.teacher.cpu_offload", teacher["cpu_offload"], nullable=True),
         ),
-        demonstration=DemonstrationConfig(
-            sources=_sources(demonstration["sources"]),
-            memory=MemoryConfig(
-                per_prompt=integer(
-                    "srpo.demonstration.memory.per_prompt", demonstration["memory"]["per_prompt"], low=1
-                ),
-                max_prompts=integer(
-                    "srpo.demonstration.memory.max_prompts", demonstration["memory"]["max_prompts"], low=1
-                ),
-            ),
-            reference_column=_column(demonstration["reference_column"]),
-            select=choice("srpo.demonstration.select", demonstration["select"], DEMONSTRATION_SELECTS),
-            strip_thinking=flag("srpo.demonstration.strip_thinking", demonstration["strip_thinking"]),
-            max_prompt_tokens=integer(
-                "srpo.demonstration.max_prompt_tokens", demonstration["max_prompt_tokens"], low=1
-            ),
-            show=flag("srpo.demonstration.show", demonstration["show"]),
-            environment_feedback=flag(
-                "srpo.demonstration.environment_feedback", demonstration["environment_feedback"]
-            ),
-        ),
+        demonstration=read_demonstration(values["demonstration"]),
         budget=BudgetConfig(
             hours=increasing("srpo.budget.hours", budget["hours"]),
             stop_at_hours=number(
@@ -321,26 +281,6 @@ def _routing(value: Any) -> str:
     if not isinstance(value, str) or not (value in ROUTINGS or is_own(value)):
         names = ", ".join(ROUTINGS)
         raise ConfigError("srpo.routing", value, f"has to be one of {names}, or module:function for one of your own")
-    return value
-
-
-def _sources(value: Any) -> tuple[str, ...]:
-    key = "srpo.demonstration.sources"
-    wanted = f"has to be a list of one or more of {', '.join(DEMONSTRATION_SOURCES)}, each once, such as [sibling]"
-    if not isinstance(value, list) or not value or any(source not in DEMONSTRATION_SOURCES for source in value):
-        raise ConfigError(key, value, wanted)
-    if len(set(value)) < len(value):
-        raise ConfigError(key, value, wanted)
-    return tuple(value)
-
-
-def _column(value: Any) -> str | None:
-    if value is not None and not (isinstance(value, str) and all(value.split("."))):
-        raise ConfigError(
-            "srpo.demonstration.reference_column",
-            value,
-            "has to be the name of a column, with keys inside it after dots, such as extra_info.solution, or null",
-        )
     return value
 
 
