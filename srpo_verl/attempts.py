@@ -12,3 +12,22 @@ def log_path(project: str, experiment: str, environment: Mapping[str, str] = os.
     if "VERL_FILE_LOGGER_PATH" in environment:
         return Path(environment["VERL_FILE_LOGGER_PATH"])
     return Path(environment.get("VERL_FILE_LOGGER_ROOT", ".")).expanduser() / project / f"{experiment}.jsonl"
+
+
+def keep_log(path: Path) -> Path | None:
+    """Put the log of an earlier attempt aside, where a report still finds it; return where.
+
+    veRL empties the log that it finds. It goes into attempt-1/, attempt-2/ and so on beside it, under its own name.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        return None
+    number = 1
+    while (path.parent / f"attempt-{number}" / path.name).exists():
+        number += 1
+    aside = path.parent / f"attempt-{number}"
+    aside.mkdir(exist_ok=True)
+    record = path.with_suffix(".run.json")
+    for one in (record, path):
+        if one.exists():
+            os.replace(one, aside / one.name)
+    return aside / path.name

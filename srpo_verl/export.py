@@ -11,21 +11,19 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor  # noqa: F401  (makes sharded tensors known to torch's safe loader)
 from verl.model_merger.base_model_merger import ModelMergerConfig
 from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
+from srpo_verl.checkpoints import LATEST, best, folder_of, read_step, whole
+from srpo_verl.safe_loading import UntrustedFile, only_tensors
 from srpo_verl.verl_ext.teacher.files import ADAPTER_FILE, CHECKPOINT_FOLDER, holds_adapters
 
-TRACKER = "latest_checkpointed_iteration.txt"
 LORA_A, LORA_B = ".lora_A.default.weight", ".lora_B.default.weight"
-ONLY_SAFE_LOADING = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-"""torch's variable that overrules the `weights_only=False` of veRL's merger."""
 
 
 class ExportError(ValueError):
@@ -33,16 +31,21 @@ class ExportError(ValueError):
 
 
 def find_step(path: Path) -> Path:
-    """The folder global_step_N that a path means: itself, its `actor`, or the latest one of a run's checkpoints."""
+    """The folder global_step_N that a path means: itself, its `actor`, a run's latest one, or with /best its best."""
     if path.name in ("actor", CHECKPOINT_FOLDER):
         path = path.parent
-    tracker = path / TRACKER
-    if tracker.is_file():
-        path = path / f"global_step_{tracker.read_text().strip()}"
+    if path.name == "best" and not path.exists():
+        chosen = best(whole(path.parent))
+        if chosen is None:
+            raise ExportError(f"{path.parent}: no checkpoint here has been validated; name one, or leave out /best")
+        path = chosen.folder
+    step = read_step(path / LATEST)
+    if step is not None:
+        path = folder_of(path, step)
     if not (path / "actor" / "fsdp_config.json").is_file():
         raise ExportError(
             f"{path}: no checkpoint of FSDP weights here (actor/fsdp_config.json is missing); give a folder "
-            f"global_step_N, or the run's checkpoint folder, which holds {TRACKER}"
+            f"global_step_N, or the run's checkpoint folder, which holds {LATEST}"
         )
     return path
 
@@ -136,20 +139,6 @@ class Merger(FSDPModelMerger):
         super().save_hf_model_and_tokenizer(state_dict)
 
 
-@contextmanager
-def safe_loading() -> Iterator[None]:
-    """torch.load takes tensors and no code, whatever its caller asks for."""
-    before = os.environ.get(ONLY_SAFE_LOADING)
-    os.environ[ONLY_SAFE_LOADING] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[ONLY_SAFE_LOADING]
-        else:
-            os.environ[ONLY_SAFE_LOADING] = before
-
-
 def export(checkpoint: Path, out: Path, *, teacher: bool = False, trust_remote_code: bool = False) -> Path:
     """Write the student of a checkpoint, or its teacher, as a folder that transformers, vLLM and SGLang load.
 
@@ -175,7 +164,7 @@ def export(checkpoint: Path, out: Path, *, teacher: bool = False, trust_remote_c
         trust_remote_code=trust_remote_code,
     )
     out.mkdir(parents=True, exist_ok=True)
-    with safe_loading(), redirect_stdout(sys.stderr):
+    with only_tensors(), redirect_stdout(sys.stderr):
         Merger(config, step / CHECKPOINT_FOLDER if teacher else None).merge_and_save()
     return step
 
@@ -189,14 +178,16 @@ def main(arguments: list[str] | None = None) -> int:
         "  python -m srpo_verl export checkpoints/srpo/srpo/global_step_40 --out teacher --teacher",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="global_step_N, or the run's checkpoint folder for its latest")
+    parser.add_argument(
+        "checkpoint", type=Path, help="global_step_N, or the run's checkpoint folder for its latest, or that/best"
+    )
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--teacher", action="store_true", help="the EMA teacher, or a LoRA run's, not the student")
     parser.add_argument("--trust-remote-code", action="store_true", help="for models that bring code of their own")
     given = parser.parse_args(arguments)
     try:
         step = export(given.checkpoint, given.out, teacher=given.teacher, trust_remote_code=given.trust_remote_code)
-    except ExportError as error:
+    except (ExportError, UntrustedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{'teacher' if given.teacher else 'student'} of {step} -> {given.out}")

@@ -24,6 +24,8 @@ from srpo_verl.installation import PluginError, check_installation
 from srpo_verl.preflight import VARIABLE
 from srpo_verl.preflight.failure import end_with_cause
 from srpo_verl.preflight.run import before_ray
+from srpo_verl.stall import take_word
+from srpo_verl.stopping import stop_on_sigterm
 
 
 def output_of_run(config: DictConfig) -> Path:
@@ -43,6 +45,7 @@ class ConfigCheck(Callback):
         try:
             srpo = check_start(config)
             before_ray(config, srpo)
+            stop_on_sigterm(config.trainer.default_local_dir)
             if is_quiet() and HydraConfig.initialized():
                 output = output_of_run(config)
                 everything_into(output)
@@ -57,7 +60,7 @@ class ConfigCheck(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Let a run that failed end with its cause; Hydra would end it with advice about tracebacks."""
         if job_return.status == JobStatus.FAILED:
-            end_with_cause(job_return._return_value)
+            end_with_cause(job_return._return_value, take_word(Path(config.trainer.default_local_dir)))
 
 
 def check_start(config: DictConfig) -> SrpoConfig:

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from srpo_verl import checkpoints, safe_loading
 from srpo_verl import export as module
 from srpo_verl.export import ExportError, export, find_step, join_adapters, merge_adapters
 from tests.support import tiny_model
@@ -138,9 +139,17 @@ def test_veRLs_adapter_folder_and_peft_give_the_same_model(runs, exported, base,
 def test_a_path_is_a_step_its_actor_or_a_run(runs, tmp_path):
     step = runs[0] / "fsdp2"
     (tmp_path / "global_step_7").symlink_to(step)
-    (tmp_path / module.TRACKER).write_text("7")
+    (tmp_path / checkpoints.LATEST).write_text("7")
     assert find_step(step) == find_step(step / "actor") == find_step(step / module.CHECKPOINT_FOLDER) == step
     assert find_step(tmp_path) == tmp_path / "global_step_7"
+    with pytest.raises(ExportError, match="has been validated"):
+        find_step(tmp_path / "best")
+    for number, accuracy in ((3, 0.9), (4, 0.8)):
+        actor = tmp_path / "run" / f"global_step_{number}" / "actor"
+        actor.mkdir(parents=True)
+        (actor / "fsdp_config.json").touch()
+        checkpoints.mark(tmp_path / "run", number, accuracy)
+    assert find_step(tmp_path / "run" / "best") == tmp_path / "run" / "global_step_3"
     with pytest.raises(ExportError, match=r"fsdp_config.json is missing.*latest_checkpointed_iteration.txt"):
         find_step(tmp_path / "elsewhere")
 
@@ -172,7 +181,7 @@ def test_no_code_of_a_file_runs(runs, tmp_path):
     with pytest.raises(Exception, match=r"(?i)weights.only"):
         export(actor, tmp_path / "out")
     assert not (tmp_path / "ran").exists()
-    assert module.ONLY_SAFE_LOADING not in os.environ
+    assert safe_loading.VARIABLE not in os.environ
     torch.load(actor / "model_world_size_1_rank_0.pt", weights_only=False)
     assert (tmp_path / "ran").exists()
 

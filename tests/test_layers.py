@@ -87,6 +87,13 @@ def test_the_algorithm_needs_torch_alone(path):
         assert allowed, f"{relative(path)} imports {name}"
 
 
+@pytest.mark.parametrize("path", [p for p in SOURCES if relative(p).startswith("guards/")], ids=relative)
+def test_the_guards_need_a_log_alone(path):
+    for name in imports_of(path, anywhere=True):
+        ours = is_in(name, "srpo_verl.guards") or is_in(name, "srpo_verl.budget")
+        assert ours or name.partition(".")[0] in sys.stdlib_module_names, f"{relative(path)} imports {name}"
+
+
 @pytest.mark.parametrize("path", [p for p in SOURCES if relative(p).startswith("teacher/")], ids=relative)
 def test_the_teacher_knows_nothing_of_verl(path):
     for name in imports_of(path, anywhere=True):

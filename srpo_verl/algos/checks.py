@@ -12,6 +12,10 @@ from collections.abc import Callable
 import torch
 
 
+class NonFiniteError(ValueError):
+    """Logits with NaN, +inf, or nothing but -inf in a row."""
+
+
 class Findings:
     """Counts of wrong entries, read by the host at once; each has a function that raises the error."""
 
@@ -111,7 +115,7 @@ def check_temperature_and_chunk(temperature: float, chunk_size: int | None) -> N
 
 
 def raise_on_bad_row(name: str, reduced_N: torch.Tensor) -> None:
-    """Raise ValueError naming the first row whose maximum (or logsumexp) is not finite.
+    """Raise NonFiniteError naming the first row whose maximum (or logsumexp) is not finite.
 
     Either reduction is NaN where the row holds a NaN, +inf where it holds +inf, and -inf where all of it is -inf.
     A row with some entries of -inf (masked vocabulary) has a finite one and passes.
@@ -121,4 +125,4 @@ def raise_on_bad_row(name: str, reduced_N: torch.Tensor) -> None:
         row = int(bad_N.nonzero()[0])
         value = float(reduced_N[row])
         what = "NaN" if math.isnan(value) else "+inf" if value > 0 else "only -inf"
-        raise ValueError(f"{name} is not finite: row {row} holds {what} ({int(bad_N.sum())} bad rows)")
+        raise NonFiniteError(f"{name} is not finite: row {row} holds {what} ({int(bad_N.sum())} bad rows)")

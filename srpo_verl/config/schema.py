@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from srpo_verl.algos.routings import ROUTINGS, is_own
 from srpo_verl.algos.schedule import distillation_coefficient
 from srpo_verl.config.demonstration import DemonstrationConfig, read_demonstration
+from srpo_verl.config.endurance import CheckpointsConfig, GuardsConfig, read_checkpoints, read_guards
 from srpo_verl.config.values import choice, flag, increasing, integer, number
 from srpo_verl.errors import ConfigError
 
@@ -86,6 +87,8 @@ class SrpoConfig:
     teacher: TeacherConfig
     demonstration: DemonstrationConfig
     budget: BudgetConfig
+    checkpoints: CheckpointsConfig
+    guards: GuardsConfig
     kernels: KernelsConfig
 
     @property
@@ -162,6 +165,8 @@ def parse(node: Any) -> SrpoConfig:
                 "srpo.budget.stop_at_hours", budget["stop_at_hours"], 0, above_low=True, nullable=True
             ),
         ),
+        checkpoints=read_checkpoints(values["checkpoints"]),
+        guards=read_guards(values["guards"]),
         kernels=KernelsConfig(compile=flag("srpo.kernels.compile", values["kernels"]["compile"])),
     )
     _check_effective(values, config)
@@ -239,6 +244,9 @@ def _check_effective(values: Mapping, config: SrpoConfig) -> None:
         raise ConfigError(
             "srpo.schedule.end", config.schedule.end, f"has to exceed srpo.schedule.start={config.schedule.start}"
         )
+    for guard, keys in (("length", ("length_growth", "length_shrink")), ("entropy", ("entropy_floor",))):
+        for key in keys if config.guards.levels[guard] == "off" else ():
+            refuse(f"guards.{key}", f"with srpo.guards.{guard}=off")
     if config.weighting.beta == 0:
         refuse("weighting.floor", "with srpo.weighting.beta=0 (all weights are 1)")
     _check_sources(config, refuse)

@@ -3,6 +3,7 @@
 Every configuration is composed and checked against veRL's schema, the model's context and an estimate of a GPU's
 memory; the commands are written into a file. Then the runs, one after the other, unless it is a dry run. A finished
 run is skipped, one that was cut off goes on from its checkpoint, a failed one is reported and the others go on.
+SIGTERM ends the present run with a checkpoint, and this with exit status 75.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rich.table import Table
 from srpo_verl.launch import cells, runs
 from srpo_verl.launch.cells import Cell, cell_settings, command_of
 from srpo_verl.launch.checks import Checked, check
+from srpo_verl.stopping import RESUMABLE
 
 H100_GIB = 79.0
 """What an H100 of 80 GB offers; an H20 of 96 GB has about 95."""
@@ -101,7 +103,12 @@ def run_all(planned: Sequence[Planned]) -> list[str]:
             continue
         attempt = runs.next_attempt(item.folder)
         print(f"{place}: attempt {attempt.number}, output in {attempt.output}", flush=True)
-        status = runs.run(item.command, item.folder, item.settings)
+        try:
+            status = runs.run_on(item.command, item.folder, item.settings)
+        except runs.StopAsked:
+            print(f"{place}: stopped by SIGTERM; the same command goes on", flush=True)
+            sys.exit(RESUMABLE)
+        attempt = runs.last_attempt(item.folder)
         if status == 0:
             print(f"{place}: finished", flush=True)
         else:

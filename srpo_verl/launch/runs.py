@@ -12,15 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from srpo_verl.checkpoints import read_step, write_whole
 from srpo_verl.console import VARIABLE
 from srpo_verl.launch.sessions import end_session
+from srpo_verl.stopping import RESUMABLE, ask_to_stop
 
 FINISHED = "finished.json"
-CHECKPOINT = Path("checkpoints") / "latest_checkpointed_iteration.txt"
+CHECKPOINTS = "checkpoints"
+CHECKPOINT = Path(CHECKPOINTS) / "latest_checkpointed_iteration.txt"
 
 
 class OtherSettings(ValueError):
     """The folder holds a finished run with other settings."""
+
+
+class StopAsked(Exception):
+    """This process was sent SIGTERM; the run that it had started has ended with a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,13 @@ class Attempt:
 
 def next_attempt(folder: Path) -> Attempt:
     """The attempt that starts now. Without a checkpoint the run begins anew, and so does its log."""
-    numbers = [int(path.name) for path in (folder / "logs").glob("[0-9]*")]
-    last = max(numbers, default=0)
+    last = last_attempt(folder).number
     return Attempt(folder, last + 1 if last == 0 or (folder / CHECKPOINT).is_file() else last)
+
+
+def last_attempt(folder: Path) -> Attempt:
+    """The attempt that was started last; number 0 before the first one."""
+    return Attempt(folder, max((int(path.name) for path in (folder / "logs").glob("[0-9]*")), default=0))
 
 
 def is_finished(folder: Path, settings: Sequence[str]) -> bool:
@@ -72,12 +83,24 @@ def is_finished(folder: Path, settings: Sequence[str]) -> bool:
 def run(command: Sequence[str], folder: Path, settings: Sequence[str]) -> int:
     """Run a launch command in a session of its own and return its exit status; record it where that is 0.
 
-    `python` is this process's own. However this process ends, the run's processes end with it: one that keeps a GPU's
-    memory would fail the next run.
+    `python` is this process's own. At SIGTERM the run is asked to end with a checkpoint, and waited for; at a second
+    one, and however else this process ends, the run's processes end with it: one that keeps a GPU's memory would fail
+    the next run.
+
+    Raises:
+        StopAsked: after SIGTERM, once the run has ended.
     """
     attempt = next_attempt(folder)
     attempt.logs.mkdir(parents=True, exist_ok=True)
     started = time.time()
+    asked: list[bool] = []
+
+    def on_sigterm(*_: object) -> None:
+        if asked:
+            sys.exit("ended by SIGTERM")
+        asked.append(True)
+        ask_to_stop(folder / CHECKPOINTS)
+
     with attempt.output.open("wb") as output:
         process = subprocess.Popen(
             [*command, attempt.override],
@@ -91,16 +114,31 @@ def run(command: Sequence[str], folder: Path, settings: Sequence[str]) -> int:
             },
             start_new_session=True,
         )
-        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+        previous = signal.signal(signal.SIGTERM, on_sigterm)
         try:
             status = process.wait()
         finally:
             end_session(process)
             signal.signal(signal.SIGTERM, previous)
     if status == 0:
-        record = {"settings": list(settings), "seconds_of_last_attempt": round(time.time() - started)}
-        # Written whole or not at all, so that a run that was cut off is never taken for a finished one.
-        part = folder / f"{FINISHED}.part"
-        part.write_text(json.dumps(record, indent=2) + "\n")
-        part.replace(folder / FINISHED)
+        _record(folder, settings, round(time.time() - started))
+    if asked:
+        raise StopAsked
     return status
+
+
+def run_on(command: Sequence[str], folder: Path, settings: Sequence[str]) -> int:
+    """`run`, and again after every end that a checkpoint can go on from, as long as there is a newer one each time."""
+    reached = -1
+    while True:
+        status = run(command, folder, settings)
+        step = read_step(folder / CHECKPOINT) or 0
+        if status != RESUMABLE or step <= reached:
+            return status
+        reached = step
+
+
+def _record(folder: Path, settings: Sequence[str], seconds: int) -> None:
+    """Written whole or not at all, so that a run that was cut off is never taken for a finished one."""
+    record = {"settings": list(settings), "seconds_of_last_attempt": seconds}
+    write_whole(folder / FINISHED, json.dumps(record, indent=2) + "\n")

@@ -6,6 +6,8 @@ import sys
 import traceback
 from typing import NoReturn
 
+from srpo_verl.errors import RunStopped
+
 
 def root_cause(error: BaseException) -> BaseException:
     """What was raised first; Ray wraps what its workers raise, once for every process on the way."""
@@ -25,11 +27,21 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def end_with_cause(error: BaseException) -> NoReturn:
-    """Print the traceback, wait for what Ray's processes still have to say, and end with the cause as last line."""
-    traceback.print_exception(error)
+def end_with_cause(error: BaseException, last_words: str | None = None) -> NoReturn:
+    """Print the traceback, wait for what Ray's processes still have to say, and end with the cause as last line.
+
+    Args:
+        error: what the run failed with.
+        last_words: of a process that ended itself, of which Ray knows no more than that it died.
+    """
+    cause = root_cause(error)
+    if not isinstance(cause, RunStopped):
+        traceback.print_exception(error)
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         ray.shutdown()
     sys.stdout.flush()
-    sys.exit(f"srpo_verl: the run failed: {in_one_line(root_cause(error))}")
+    if isinstance(cause, RunStopped):
+        print(f"srpo_verl: the run {cause.reason}", file=sys.stderr, flush=True)
+        sys.exit(cause.status)
+    sys.exit(f"srpo_verl: the run failed: {last_words or in_one_line(cause)}")

@@ -11,6 +11,8 @@ _PLATFORM, _BUFFER = (
 _LOOPS, _AGENTS = "verl.trainer.ppo.v1.agent_loop_tq", "verl.experimental.agent_loop"
 _NO_STOCK = "none; veRL's own forward-only engines stream parameters from the CPU at every layer"
 _BUDGET = "wall-clock budgets: the clock, the best accuracy, the last step that fits"
+_STALL = "a run that hangs ends"
+_GUARDS = "guards, and the stop with a checkpoint that they or a person ask for"
 _TAKES_OVER = "veRL's adapter is abstract here"
 
 OVERRIDDEN: dict[str, dict[str, str]] = {
@@ -36,6 +38,18 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         f"{_TRAINER}._compute_metrics": _BUDGET,
         f"{_TRAINER}._save_checkpoint": "the clock and the validations so far",
         f"{_TRAINER}._load_checkpoint": "the clock and the validations so far",
+    },
+    "srpo_verl.verl_ext.guarded:GuardedTrainer": {
+        f"{_TRAINER}.__init__": "the guards",
+        f"{_TRAINER}.fit": "keeps the log of an earlier attempt; a stopped run says so with its exit status",
+        f"{_SYNC}.on_step_end": _GUARDS,
+        f"{_TRAINER}._compute_metrics": _GUARDS,
+        f"{_TRAINER}.on_step_begin": _STALL,
+        f"{_SYNC}.on_sample_end": _STALL,
+        f"{_TRAINER}.on_validate_begin": _STALL,
+        f"{_TRAINER}._validate": "the accuracy of a checkpoint",
+        f"{_TRAINER}._save_checkpoint": "what the guards have seen; which checkpoints are whole, and which stay",
+        f"{_TRAINER}._load_checkpoint": "what the guards have seen; what a killed run has left is removed",
     },
     "srpo_verl.verl_ext.worker:SrpoWorker": {
         f"{_WORKERS}:ActorRolloutRefWorker.init_model": "loss, teacher",
@@ -139,6 +153,8 @@ RELIED_ON: dict[str, str] = {
     f"{_FSDP}:FSDPEngineWithLMHead.forward_step": "calls inputs, model, outputs and the loss",
     f"{_FSDP}:FSDPEngine._build_fsdp_module": "sharding of student and teacher; what two shims work around",
     f"{_FSDP}:FSDPEngine.get_per_tensor_param": "what is sent to the rollout engine",
+    "verl.utils.tracking:FileLogger.__init__": "where the log is, and that it is emptied",
+    "verl.utils.checkpoint.checkpoint_manager:find_latest_ckpt_path": "the file that names the latest checkpoint",
     "verl.workers.utils.losses:ppo_loss": "SrpoLoss computes the same terms under the same names",
     # the CPU platform
     "verl.plugin.platform.platform_manager:_current_platform": "the chosen platform, replaced by cpu.activate()",
@@ -184,6 +200,7 @@ IMPORTED: tuple[str, ...] = (
     "verl.trainer.ppo.v1:get_trainer_cls",
     "verl.utils.config:omega_conf_to_dataclass",
     "verl.utils.config:validate_config",
+    "verl.utils.debug:marked_timer",
     "verl.utils.device:get_device_id",
     "verl.utils.device:get_device_name",
     "verl.utils.device:get_torch_device",

@@ -14,6 +14,7 @@ from verl.workers.config import FSDPEngineConfig
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from srpo_verl.algos.checks import NonFiniteError
 from srpo_verl.config.schema import DistillationConfig, KernelsConfig, SrpoConfig
 from srpo_verl.functional import score_teacher, token_losses, topk_support
 from srpo_verl.installation import STUDENT_TYPE, TEACHER_TYPE
@@ -158,13 +159,19 @@ class SrpoEngine(FSDPEngineWithLMHead):
         """TEACHER_LOG_PROBS and TEACHER_ENTROPY of a micro-batch of teacher sequences, all of distilled rows."""
         tokens.distilled_rows = list(range(len(tokens.lengths)))
         support_NK = tokens.local(self._support_of(batch, tokens, logits_MV.shape[1]))
-        log_probs_NK, entropy_N = score_teacher(
-            logits_MV,
-            support_NK,
-            positions_N=tokens.positions,
-            temperature=_temperature(batch),
-            compile_kernels=self.kernels.compile,
-        )
+        try:
+            log_probs_NK, entropy_N = score_teacher(
+                logits_MV,
+                support_NK,
+                positions_N=tokens.positions,
+                temperature=_temperature(batch),
+                compile_kernels=self.kernels.compile,
+            )
+        except NonFiniteError as error:
+            # The other ranks wait in a collective: this one comes along, and all of them skip the update.
+            print(f"srpo_verl: the update of this step is skipped: {error}", flush=True)
+            log_probs_NK = logits_MV.new_full(support_NK.shape, torch.nan, dtype=torch.float32)
+            entropy_N = log_probs_NK.new_full(support_NK.shape[:1], torch.nan)
         log_probs_NK, entropy_N = tokens.gather(log_probs_NK), tokens.gather(entropy_N)
         return {
             TEACHER_LOG_PROBS: jagged([row.flatten() for row in log_probs_NK.split(tokens.lengths)]),

@@ -60,6 +60,9 @@ WANT_SUPPORT = "srpo_want_support"
 SCORE = "srpo_score"
 """bool: a micro-batch of teacher sequences, to be scored rather than trained on."""
 
+SKIP = "srpo_skip"
+"""bool: some score of the teacher's is not finite, on whatever rank; the training step's update is skipped."""
+
 NUM_GRPO_TOKENS = "srpo_num_grpo_tokens"
 """int: tokens of rows with a GRPO share in the optimizer mini-batch that no rejection took out, over all ranks."""
 

@@ -23,6 +23,7 @@ from srpo_verl.verl_ext.fields import (
     NUM_SDPO_TOKENS,
     PROMPT_WEIGHTS,
     SDPO_SHARE,
+    SKIP,
     TEACHER_LOG_PROBS,
     WEIGHTS,
 )
@@ -39,6 +40,9 @@ class SrpoLoss:
     The metrics of veRL's own `ppo_loss` go by its names.
 
     A token that rollout correction rejects has weight 0: it stays in n and in Omega and adds nothing to the sums.
+
+    Of a training step that is to be skipped (SKIP) the loss is NaN: so is the norm of the gradient, on every rank, and
+    veRL's engines leave out the optimizer's step.
     """
 
     def __init__(self, actor_config: ActorConfig, srpo: SrpoConfig):
@@ -84,6 +88,8 @@ class SrpoLoss:
         with torch.no_grad():
             metrics |= {name: _sum_metric(summands(term_BT)[0]) for name, (_, term_BT) in terms.items()}
         loss = grpo_loss + sdpo_loss
+        if tu.get_non_tensor_data(data, SKIP, default=False):
+            loss = loss * torch.nan
         metrics["srpo/grpo_loss"] = _sum_metric(grpo_loss)
         metrics["srpo/sdpo_loss"] = _sum_metric(sdpo_loss)
         metrics["srpo/loss"] = _sum_metric(loss)

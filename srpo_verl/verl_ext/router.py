@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -36,6 +36,8 @@ class Rollouts:
     """The verifier's words on each row, or ""."""
     references: Sequence[str] = ()
     """The data set's own solution of each row, or ""; nothing where no source reads it."""
+    verdicts: Sequence[Mapping[str, Any]] = ()
+    """What the verifier says of each row besides its reward."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from srpo_verl.config.check import check_run
 from srpo_verl.errors import ConfigError
+from srpo_verl.guards.responses import response_metrics
 from srpo_verl.installation import TRAINER_MODE
 from srpo_verl.preflight.model import ModelFacts, check_model
 from srpo_verl.teacher.dialogue import DialogueText
@@ -32,6 +33,7 @@ from srpo_verl.verl_ext.fields import (
     TEACHER_INPUT_IDS,
     WANT_SUPPORT,
 )
+from srpo_verl.verl_ext.guarded import GuardedTrainer
 from srpo_verl.verl_ext.nested import filler, jagged
 from srpo_verl.verl_ext.router import Rollouts, RoutedBatch, Router
 from srpo_verl.verl_ext.student_prompts import StudentPrompts, configured_tools
@@ -44,7 +46,7 @@ MULTI_MODAL_INPUTS = "multi_modal_inputs"
 
 
 @register_trainer(TRAINER_MODE)
-class SrpoTrainer(TimedTrainer):
+class SrpoTrainer(TimedTrainer, GuardedTrainer):
     """Adds to one training step: routing after the rewards, the support in the old-log-prob pass, SRPO's metrics.
 
     The teacher pass, the objective and the EMA are the worker's (verl_ext/worker.py); training time and budgets the
@@ -112,6 +114,8 @@ class SrpoTrainer(TimedTrainer):
         rollouts = self._rollouts(batch)
         routed = self.router.route(rollouts, self.global_steps)
         metrics.update(routed.metrics)
+        limit = self.config.actor_rollout_ref.rollout.response_length
+        metrics.update(response_metrics(rollouts.responses, rollouts.verdicts, limit))
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
         self._distill = any(reprompt is not None for reprompt in routed.reprompts)
         self._fixed_advantages = {
@@ -127,6 +131,7 @@ class SrpoTrainer(TimedTrainer):
         fields = [*dict.fromkeys([*fields, "extra_info", *path[:1]])]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         extra = [fields if isinstance(fields, dict) else {} for fields in list(data["extra_fields"])]
+        verdicts = [fields.get("reward_extra_info") or {} for fields in extra]
         infos = list(data["extra_info"]) if "extra_info" in data else [None] * len(data)
         uids = [str(uid) for uid in list(data["uid"])]
         messages = [list(messages) for messages in list(data["raw_prompt"])]
@@ -138,8 +143,9 @@ class SrpoTrainer(TimedTrainer):
             response_masks=data["response_mask"].unbind(),
             messages=messages,
             tools=self.prompts.tools_of_rows(uids, messages, data["prompts"].unbind(), infos),
-            feedback=[str((fields.get("reward_extra_info") or {}).get("feedback") or "") for fields in extra],
+            feedback=[str(verdict.get("feedback") or "") for verdict in verdicts],
             references=[_inside(row, path) for row in list(data[path[0]])] if path else (),
+            verdicts=verdicts,
         )
 
     def _write_routing(self, batch: KVBatchMeta, rollouts: Rollouts, routed: RoutedBatch) -> KVBatchMeta:

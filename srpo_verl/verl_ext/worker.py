@@ -20,7 +20,8 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from srpo_verl.config.schema import SrpoConfig, parse
 from srpo_verl.functional import entropy_weights, pass_rate_weights
 from srpo_verl.installation import STUDENT_TYPE
-from srpo_verl.verl_ext.checkpoint import check_ranks
+from srpo_verl.safe_loading import only_tensors
+from srpo_verl.verl_ext.checkpoint import check_ranks, check_shards
 from srpo_verl.verl_ext.engine import SrpoEngineConfig
 from srpo_verl.verl_ext.fields import (
     CREDIT_ROW,
@@ -32,7 +33,9 @@ from srpo_verl.verl_ext.fields import (
     PASS_RATE,
     PROMPT_WEIGHTS,
     SDPO_ROW,
+    SKIP,
     TEACHER_ENTROPY,
+    TEACHER_LOG_PROBS,
     WEIGHTS,
 )
 from srpo_verl.verl_ext.loss import SrpoLoss
@@ -129,6 +132,7 @@ class SrpoWorker(ActorRolloutRefWorker):
                 tokens, metrics = give_credit(data, self._score, epsilon=self.srpo.credit_epsilon, group=group)
             elif tu.get_non_tensor_data(data, DISTILL, default=False):
                 tokens = self._score(data)
+                self._skip_unless_finite(data, group)
             metrics["srpo/teacher_forward_tokens"] = self._reduce(tokens, dist.ReduceOp.SUM, group)
             metrics[TEACHER_TIME] = time.perf_counter() - started
         output = super().update_actor(data)
@@ -161,6 +165,14 @@ class SrpoWorker(ActorRolloutRefWorker):
                 row_field=CREDIT_ROW if self.srpo.gives_credit else SDPO_ROW,
             )
 
+    def _skip_unless_finite(self, data: TensorDict, group: Any) -> None:
+        """Have the update skipped, on all ranks, where a teacher score is not finite on any of them."""
+        bad = not bool(data[TEACHER_ENTROPY].values().isfinite().all())
+        if self._reduce(bad, dist.ReduceOp.MAX, group):
+            for name in (TEACHER_LOG_PROBS, TEACHER_ENTROPY):
+                del data[name]
+            tu.assign_non_tensor(data, **{SKIP: True})
+
     @staticmethod
     def _reduce(value: float, operation: Any, group: Any = None) -> float:
         tensor = torch.tensor(float(value), dtype=torch.float64, device=get_device_name())
@@ -179,9 +191,13 @@ class SrpoWorker(ActorRolloutRefWorker):
     def load_checkpoint(
         self, local_path: str, hdfs_path: str | None = None, del_local_after_load: bool = False
     ) -> None:
-        for folder in (local_path, teacher_folder(local_path)):
+        folders = (local_path, teacher_folder(local_path))
+        for folder in folders:
             check_ranks(folder, dist.get_world_size())
-        # The teacher first: where it does not fit, its message says more than a list of missing keys.
-        if self.teacher_weights:
-            self.teacher_weights.load(local_path)
-        super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
+        for folder in folders:
+            check_shards(folder, dist.get_rank(), dist.get_world_size())
+        with only_tensors(self.srpo.checkpoints.trust_pickles):
+            # The teacher first: where it does not fit, its message says more than a list of missing keys.
+            if self.teacher_weights:
+                self.teacher_weights.load(local_path)
+            super().load_checkpoint(local_path, hdfs_path, del_local_after_load)

@@ -12,132 +12,20 @@ from omegaconf import OmegaConf
 from srpo_verl.algos.routing import ROUTINGS
 from srpo_verl.config.schema import as_flat_dict, default_values, parse
 from srpo_verl.errors import ConfigError
-
-DEFAULTS = {
-    "srpo.routing": "sample",
-    "srpo.success_threshold": 0.5,
-    "srpo.distillation.top_k": 100,
-    "srpo.distillation.divergence_alpha": 0.5,
-    "srpo.distillation.tail": True,
-    "srpo.distillation.is_clip": 2.0,
-    "srpo.schedule.kind": "constant",
-    "srpo.schedule.start": 10,
-    "srpo.schedule.end": 40,
-    "srpo.weighting.beta": 1.0,
-    "srpo.weighting.floor": 0.0,
-    "srpo.weighting.pass_rate": False,
-    "srpo.advantage_mix.lambda": 0.9,
-    "srpo.fixed_negative.advantage": 0.5,
-    "srpo.credit": "none",
-    "srpo.teacher_ratio.epsilon": 0.5,
-    "srpo.teacher.kind": "ema",
-    "srpo.teacher.ema_rate": 0.05,
-    "srpo.teacher.cpu_offload": None,
-    "srpo.demonstration.sources": ["sibling"],
-    "srpo.demonstration.memory.per_prompt": 4,
-    "srpo.demonstration.memory.max_prompts": 10000,
-    "srpo.demonstration.reference_column": None,
-    "srpo.demonstration.select": "first",
-    "srpo.demonstration.strip_thinking": True,
-    "srpo.demonstration.max_prompt_tokens": 10240,
-    "srpo.demonstration.show": True,
-    "srpo.demonstration.environment_feedback": False,
-    "srpo.budget.hours": [1, 5, 10],
-    "srpo.budget.stop_at_hours": None,
-    "srpo.kernels.compile": False,
-}
-NUMBERS = [
-    "srpo.success_threshold",
-    "srpo.distillation.divergence_alpha",
-    "srpo.distillation.is_clip",
-    "srpo.weighting.beta",
-    "srpo.weighting.floor",
-    "srpo.advantage_mix.lambda",
-    "srpo.fixed_negative.advantage",
-    "srpo.teacher_ratio.epsilon",
-    "srpo.teacher.ema_rate",
-    "srpo.budget.stop_at_hours",
-]
-INTEGERS = [
-    "srpo.distillation.top_k",
-    "srpo.schedule.start",
-    "srpo.schedule.end",
-    "srpo.demonstration.memory.per_prompt",
-    "srpo.demonstration.memory.max_prompts",
-    "srpo.demonstration.max_prompt_tokens",
-]
-FLAGS = [
-    "srpo.weighting.pass_rate",
-    "srpo.distillation.tail",
-    "srpo.teacher.cpu_offload",
-    "srpo.demonstration.strip_thinking",
-    "srpo.demonstration.show",
-    "srpo.demonstration.environment_feedback",
-    "srpo.kernels.compile",
-]
-CHOICES = {
-    "srpo.routing": (
-        "sample",
-        "none",
-        "all",
-        "correct_only",
-        "failed_only",
-        "advantage_mix",
-        "handover",
-        "keep_negative",
-        "fixed_negative",
-    ),
-    "srpo.schedule.kind": ("constant", "linear"),
-    "srpo.credit": ("none",),
-    "srpo.teacher.kind": ("ema", "frozen", "live"),
-    "srpo.demonstration.select": ("first", "random", "shortest"),
-}
-LISTS = ["srpo.budget.hours"]
-OTHERS = ["srpo.demonstration.sources", "srpo.demonstration.reference_column"]
-NULLABLE = [
-    "srpo.distillation.top_k",
-    "srpo.distillation.is_clip",
-    "srpo.teacher.cpu_offload",
-    "srpo.demonstration.reference_column",
-    "srpo.budget.stop_at_hours",
-]
-GROUPS = [
-    "distillation",
-    "schedule",
-    "weighting",
-    "advantage_mix",
-    "fixed_negative",
-    "teacher_ratio",
-    "teacher",
-    "demonstration",
-    "budget",
-    "kernels",
-]
-
-
-def with_values(changes):
-    """The defaults with some dotted keys replaced (or added)."""
-    values = default_values()
-    for key, value in changes.items():
-        *path, last = key.split(".")[1:]
-        node = values
-        for name in path:
-            node = node[name]
-        node[last] = value
-    return values
-
-
-def refusal(changes, key):
-    """The ConfigError that `changes` lead to, checked to name the full key, the value and a remedy."""
-    values = with_values(changes)
-    with pytest.raises(ConfigError) as raised:
-        parse(values)
-    error = raised.value
-    assert error.key == key
-    # The message as the user sees it: key=value: what would be right.
-    assert str(error).startswith(f"{key}={error.value!r}: ")
-    assert len(str(error).split(": ", 1)[1].split()) >= 3, str(error)
-    return error
+from tests.config.keys import (
+    CHOICES,
+    DEFAULTS,
+    FLAGS,
+    GROUPS,
+    GUARDS,
+    INTEGERS,
+    LISTS,
+    NULLABLE,
+    NUMBERS,
+    OTHERS,
+    refusal,
+    with_values,
+)
 
 
 def test_the_defaults_are_those_of_the_interface():
@@ -181,6 +69,14 @@ def test_parse_puts_every_value_where_its_name_says():
                 "srpo.demonstration.environment_feedback": True,
                 "srpo.budget.hours": [0.5, 3],
                 "srpo.budget.stop_at_hours": 4.5,
+                "srpo.checkpoints.keep_best": False,
+                "srpo.checkpoints.max_disk_gib": 12.5,
+                "srpo.checkpoints.trust_pickles": True,
+                "srpo.guards.entropy": "checkpoint",
+                "srpo.guards.length_growth": 1.5,
+                "srpo.guards.length_shrink": 0.25,
+                "srpo.guards.entropy_floor": 0.5,
+                "srpo.guards.stall_minutes": 7.5,
                 "srpo.kernels.compile": True,
             }
         )
@@ -202,6 +98,10 @@ def test_parse_puts_every_value_where_its_name_says():
         "environment_feedback": True,
     }
     assert vars(config.budget) == {"hours": (0.5, 3.0), "stop_at_hours": 4.5}
+    assert vars(config.checkpoints) == {"keep_best": False, "max_disk_gib": 12.5, "trust_pickles": True}
+    levels = dict.fromkeys(GUARDS, "warn") | {"nonfinite": "stop", "entropy": "checkpoint"}
+    numbers = {"length_growth": 1.5, "length_shrink": 0.25, "entropy_floor": 0.5, "stall_minutes": 7.5}
+    assert vars(config.guards) == {"levels": levels, **numbers}
 
 
 def test_a_dictconfig_and_a_dict_parse_alike_and_neither_is_changed():
@@ -598,7 +498,9 @@ def test_any_value_of_any_key_is_taken_or_refused_with_a_config_error(key, value
     else:
         # Taken: then it has the type the rest of the package relies on.
         assert value is not None or key in NULLABLE
-        assert value is None or isinstance(value, bool) == (key in FLAGS)
+        # A bare `off` in a YAML file is false.
+        is_off = value is False and key in (f"srpo.guards.{name}" for name in config.guards.levels)
+        assert value is None or isinstance(value, bool) == (key in FLAGS or is_off)
         assert config.routing in CHOICES["srpo.routing"]
         return
     # All other keys have their defaults, so the one that was changed is the one to blame.

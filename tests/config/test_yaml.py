@@ -16,7 +16,7 @@ from tests.config import NAMES, compose
 
 CONFIG = Path(str(files("srpo_verl.config")))
 YAMLS = sorted(CONFIG.rglob("*.yaml"))
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "configuration.md"
+DOCUMENTATION = [Path(__file__).parents[2] / "docs" / name for name in ("configuration.md", "endurance.md")]
 
 KEY = re.compile(r"^( *)([A-Za-z_]\w*):(?: +(\S.*))?$")
 
@@ -87,8 +87,8 @@ def documents(line, key, value):
 
 @pytest.mark.parametrize(("key", "value"), as_flat_dict(default_values()).items())
 def test_every_key_is_documented_with_its_default(key, value):
-    lines = [line for line in DOCUMENTATION.read_text().splitlines() if f"`{key}`" in line]
-    assert lines, f"{key} is not in {DOCUMENTATION.name}"
+    lines = [line for page in DOCUMENTATION for line in page.read_text().splitlines() if f"`{key}`" in line]
+    assert lines, f"{key} is in none of the pages"
     assert any(documents(line, key, value) for line in lines), f"{key}: no line gives the default {value}: {lines}"
 
 

@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from srpo_verl.guards import RULES
 from tests.support import REWARD_FILE, run_main_ppo, tiny_model, tiny_parquet
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU platform is not active here")
 
 METRICS = [
     "srpo/hours",
+    "srpo/nonfinite_steps",
+    "srpo/response_compression",
+    "srpo/frac_at_length_limit",
+    "srpo/accuracy",
+    *(f"srpo/guard_{name}" for name in RULES),
     "srpo/frac_correct",
     "srpo/frac_sdpo",
     "srpo/frac_grpo",

@@ -1,8 +1,12 @@
 """The launcher of the paper's runs: the matrix, the checks before a run, and what is run, skipped and gone on with."""
 
 import json
+import os
 import re
+import signal
 import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -293,10 +297,17 @@ with calls.open("a") as stream:
     print(json.dumps(sys.argv[2:]), file=stream)
 if before < int((folder / "fails").read_text()):
     print("the reason")
+    if (folder / "waits").exists():
+        import time
+        (folder / "runs").touch()
+        while not (folder / "checkpoints" / "srpo_stop").exists():
+            time.sleep(0.01)
+        sys.exit(75)
     if (folder / "saves").exists():
         (folder / "checkpoints").mkdir(exist_ok=True)
-        (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("20")
-    sys.exit(3)
+        step = min(20 * (before + 1), 40)
+        (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(step))
+    sys.exit(75 if (folder / "resumable").exists() else 3)
 """
 
 
@@ -373,6 +384,36 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(planned, cap
     assert launch.run_all(other) == [item.cell.name for item in planned]
     assert "other settings (x=1, x=2); set --out" in capsys.readouterr().out
     assert [len(calls(item)) for item in planned] == [1, 1]
+
+
+@pytest.mark.parametrize(("ends", "attempts"), [(2, 3), (9, 3)])
+def test_a_run_that_was_stopped_goes_on_while_it_gets_further(planned, ends, attempts):
+    """The script's checkpoints get no further than its second attempt's."""
+    (planned[0].folder / "fails").write_text(str(ends))
+    for name in ("saves", "resumable"):
+        (planned[0].folder / name).touch()
+    failed = launch.run_all(planned[:1])
+    assert failed == ([] if ends < attempts else [planned[0].cell.name])
+    assert len(calls(planned[0])) == attempts
+
+
+def test_sigterm_asks_the_run_to_stop_and_waits_for_it(planned):
+    folder = planned[0].folder
+    (folder / "fails").write_text("1")
+    (folder / "waits").touch()
+
+    def send():
+        while not (folder / "runs").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=send, daemon=True).start()
+    with pytest.raises(SystemExit) as raised:
+        launch.run_all(planned)
+    assert raised.value.code == 75
+    assert not (planned[1].folder / "calls.jsonl").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_that_is_interrupted_leaves_no_process(planned, monkeypatch):

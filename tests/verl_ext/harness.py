@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +56,8 @@ class Case:
     # (row, position) -> another id for this response token.
     tokens: dict[tuple[int, int], int] = field(default_factory=dict)
     rewards: list[float] = field(default_factory=lambda: list(REWARDS))
+    # In the last step one of the teacher's logits is NaN, on the first rank alone.
+    spoilt: bool = False
 
 
 def batch_tensors(
@@ -242,10 +246,13 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             batch["ref_log_prob"] = response_from_nested(reference["log_probs"], batch["response_mask"])
         if has_support:
             batch[fields.SUPPORT] = output[fields.SUPPORT]
-        updated = worker.update_actor(batch)
+        if case.spoilt and step == STEPS - 1:
+            saved = _weights(worker)
+        with _spoilt_teacher() if case.spoilt and step == STEPS - 1 and rank == 0 else nullcontext():
+            updated = worker.update_actor(batch)
         if step == 0 and fields.TEACHER_LOG_PROBS in batch:
-            fields = batch[fields.TEACHER_LOG_PROBS].unbind(), batch[fields.TEACHER_ENTROPY].unbind()
-            scores = dict(zip(rows, zip(*fields, strict=True), strict=True))
+            columns = batch[fields.TEACHER_LOG_PROBS].unbind(), batch[fields.TEACHER_ENTROPY].unbind()
+            scores = dict(zip(rows, zip(*columns, strict=True), strict=True))
         result = tu.get(updated, "metrics") if updated is not None else {}
         metrics.append(
             {
@@ -261,6 +268,25 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
         if worker.teacher_weights:
             result["shards"] = _around_a_failing_teacher_pass(worker, batch)
     return result
+
+
+@contextmanager
+def _spoilt_teacher() -> Iterator[None]:
+    """The last of the scored tokens has a NaN among its logits."""
+    from srpo_verl.verl_ext import engine
+
+    original = engine.score_teacher
+
+    def spoilt(logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        logits, positions = logits.clone(), kwargs.get("positions_N")
+        logits[-1 if positions is None else int(positions[-1]), 3] = torch.nan
+        return original(logits, *args, **kwargs)
+
+    engine.score_teacher = spoilt
+    try:
+        yield
+    finally:
+        engine.score_teacher = original
 
 
 def _weights(worker: Any) -> dict[str, dict[str, torch.Tensor]]:

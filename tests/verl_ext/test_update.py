@@ -4,6 +4,7 @@ Micro-batches, packing, FSDP version and ranks are ways of computing; none of th
 """
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -62,6 +63,10 @@ MASKED_SPANS = [Case(name, [*EMA, *FSDP2], tokens=tokens) for name, tokens in MA
 REJECTED = [(0, 1), (0, 2), (1, 0), (1, 7), (3, 0), (5, 2), (7, 3)]
 REJECTION = [Case("rejection-1", [*EMA, *FSDP2, *fixed(1)], rejected=REJECTED)]
 REJECTION_TWO_RANKS = [Case("2-rejection", [*EMA, *FSDP1], SDPO_ON_RANK_0, rejected=REJECTED)]
+SPOILT = [
+    Case("2-spoilt-fsdp2", [*EMA, *FSDP2, *fixed(1)], SDPO_ON_RANK_0, spoilt=True),
+    Case("2-spoilt-fsdp1", [*EMA, *FSDP1], spoilt=True),
+]
 ONE_RANK_BF16 = [Case("bf16-fsdp2-packed-dynamic", [*EMA, *FSDP2, *BF16])]
 TWO_RANKS_BF16 = [Case("2-bf16-fsdp1-packed-dynamic", [*EMA, *FSDP1, *BF16])]
 SETTINGS = [
@@ -172,7 +177,10 @@ def results(model, tmp_path_factory):
         out,
     )
     return one | harness.run_cases(
-        [*TWO_RANKS, *TWO_RANKS_BF16, *REJECTION_TWO_RANKS, *RICH_TWO_RANKS, *CREDIT_TWO_RANKS], 2, model, out
+        [*TWO_RANKS, *TWO_RANKS_BF16, *REJECTION_TWO_RANKS, *RICH_TWO_RANKS, *CREDIT_TWO_RANKS, *SPOILT],
+        2,
+        model,
+        out,
     )
 
 
@@ -462,3 +470,17 @@ def test_settings_change_the_loss(results):
     losses["srpo"] = results["fsdp2-packed-dynamic"]["metrics"][1]["srpo/loss"]
     values = sorted(losses.values())
     assert all(later - earlier > 1e-6 for earlier, later in itertools.pairwise(values)), losses
+
+
+@pytest.mark.parametrize("case", SPOILT, ids=lambda case: case.name)
+def test_a_score_that_is_not_finite_on_one_rank_skips_the_update_on_all(case, results):
+    result = results[case.name]
+    before, spoilt = result["metrics"]
+    assert all(math.isfinite(before[name]) for name in ("srpo/loss", "grad_norm"))
+    assert math.isnan(spoilt["srpo/loss"])
+    assert math.isnan(spoilt["grad_norm"])
+    assert result["student"].keys() == result["saved"]["student"].keys()
+    for name, weight in result["student"].items():
+        assert torch.equal(weight, result["saved"]["student"][name]), name
+    # The average goes on towards the student that stayed.
+    assert 0 < spoilt["srpo/teacher_distance"] < before["srpo/teacher_distance"]
