@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 from hydra import compose, initialize_config_module
 
 from srpo_verl.algos.routings import ROUTINGS
+from srpo_verl.config.command_line import named
 from srpo_verl.config.schema import SrpoConfig, default_values, parse
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 START, END = "<!-- written by python -m scripts.methods -->\n", "<!-- end -->\n"
 HEADER = ("method", "g", "d", "weights", "demonstrations", "schedule", "credit")
-
-
-def named() -> list[str]:
-    """The named configurations: SRPO, then the others by name."""
-    found = {Path(str(path)).stem for path in files("srpo_verl.config").iterdir() if str(path).endswith(".yaml")}
-    return sorted(found - {"base"}, key=lambda name: (name != "srpo", name))
 
 
 def table() -> str:

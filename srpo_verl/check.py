@@ -16,13 +16,12 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from srpo_verl.config.command_line import CONFIG_PATH, check_config_name, check_keys
 from srpo_verl.errors import ConfigError
 from srpo_verl.installation import PluginError
 from srpo_verl.preflight.findings import ERROR, OK, Finding, errors, last_line, render, write
 from srpo_verl.preflight.run import examine
 from srpo_verl.start import check_start
-
-CONFIG_PATH = "pkg://srpo_verl.config"
 
 
 def compose_run(config_path: str, config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -38,7 +37,12 @@ def compose_run(config_path: str, config_name: str, overrides: Sequence[str]) ->
 def check(config_path: str, config_name: str, overrides: Sequence[str]) -> list[Finding]:
     """Everything that is found; a configuration that does not compose or is refused ends the list."""
     try:
+        if config_path == CONFIG_PATH:
+            check_config_name(config_name)
+            check_keys(overrides)
         config = compose_run(config_path, config_name, overrides)
+    except ConfigError as error:
+        return [Finding(ERROR, "configuration", str(error))]
     except (HydraException, OmegaConfBaseException) as error:
         # The message of a wrong override does not always name it.
         override = f"{error.override}: " if isinstance(error, OverrideParseException) else ""

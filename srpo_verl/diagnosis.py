@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from packaging.requirements import Requirement
 
-from srpo_verl.installation import ENTRY_POINT, PLUGIN, POLICY_VARIABLE, PluginError, is_loaded_under
+from srpo_verl.installation import (
+    ENTRY_POINT,
+    INSTALL,
+    PLUGIN,
+    POLICY_VARIABLE,
+    REINSTALL,
+    PluginError,
+    is_loaded_under,
+)
 
 TRACEBACK_FRAMES = 3
 GUIDE = "docs/gpu.md has the commands"
@@ -107,7 +115,7 @@ def check_entry_point(values: Sequence[str]) -> Check:
         MISSING,
         "entry point",
         f"{PLUGIN} is not in group verl.plugins, so no process of veRL loads it",
-        "pip install srpo-verl (in a checkout: pip install -e .)",
+        INSTALL,
     )
 
 
@@ -148,14 +156,14 @@ def check_plugin(state: PluginState, verl_remedy: str) -> Check:
         return Check(MISSING, "plugin import", detail, _import_remedy(state.verl_error, verl_remedy))
     if state.error is not None:
         detail = f"{PLUGIN} fails, unnoticed by veRL: {describe_error(state.error)}"
-        remedy = _import_remedy(state.error, f"{verl_remedy}, then pip install --force-reinstall --no-deps srpo-verl")
+        remedy = _import_remedy(state.error, f"{verl_remedy}, then {REINSTALL}")
         return Check(MISSING, "plugin import", detail, remedy)
     if not state.loaded:
         return Check(
             MISSING,
             "plugin import",
             f"veRL has not loaded {PLUGIN}",
-            f"see the lines on the entry point (pip install srpo-verl) and on {POLICY_VARIABLE}",
+            f"see the lines on the entry point and on {POLICY_VARIABLE}, or: {INSTALL}",
         )
     return Check(OK, "plugin import", f"`import verl` loads {PLUGIN}")
 
@@ -165,11 +173,11 @@ def check_registrations(missing: Sequence[str] | Exception | None) -> list[Check
     if missing is None:
         return [Check(MISSING, "registrations", "none, see plugin import", "pip install what that line names")]
     if isinstance(missing, Exception):
-        remedy = _import_remedy(missing, "pip install --force-reinstall --no-deps srpo-verl")
+        remedy = _import_remedy(missing, REINSTALL)
         return [Check(MISSING, "registrations", describe_error(missing), remedy)]
     if not missing:
         return [Check(OK, "registrations", "all in veRL's registries")]
-    remedy = "comes with the plugin: mend the lines above (pip install srpo-verl)"
+    remedy = f"comes with the plugin: mend the lines above, or: {INSTALL}"
     return [Check(MISSING, "registration", f"{name} is not in veRL's registry", remedy) for name in missing]
 
 

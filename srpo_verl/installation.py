@@ -29,6 +29,11 @@ PLUGIN = "srpo_verl.plugin"
 ENTRY_POINT = "srpo_verl"
 """The entry point's name in the group verl.plugins."""
 
+CHECKOUT = "in a checkout of this package, which is on no package index"
+INSTALL = f"pip install . {CHECKOUT}"
+REINSTALL = f"pip install --force-reinstall --no-deps . {CHECKOUT}"
+"""Remedies that name no distribution: on an index anybody could take the name."""
+
 POLICY_VARIABLE = "VERL_USE_EXTERNAL_PLUGINS"
 """veRL's variable that says which entry points a process loads."""
 
@@ -184,7 +189,7 @@ def check_installation(environment: Mapping[str, str] | None = None) -> None:
         print(f"srpo_verl: {warning}", file=sys.stderr)
     if not any(point.value == PLUGIN for point in entry_points(group="verl.plugins")):
         raise PluginError(
-            "srpo_verl is importable but not installed, so Ray's processes would not load it; pip install srpo-verl"
+            f"srpo_verl is importable but not installed, so Ray's processes would not load it; {INSTALL}"
         )
     policy = environment.get(POLICY_VARIABLE)
     if not is_loaded_under(policy):

@@ -9,16 +9,21 @@ configurations of this package call before Ray starts, and by `python -m srpo_ve
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 
 from wrapt import register_post_import_hook
 
 from srpo_verl import cpu
+from srpo_verl.errors import ConfigError
 from srpo_verl.installation import REGISTRATIONS
 
 logger = logging.getLogger(__name__)
+
+ENTRY = "verl.trainer.main_ppo"
+OWN_CONFIGURATION = "srpo_verl.config"
 
 _hooked: set[tuple[str, str]] = set()
 
@@ -35,6 +40,29 @@ def _importing(adapter: str) -> Callable[[ModuleType], None]:
     return hook
 
 
+def arguments_of_own_run(command: Sequence[str]) -> list[str] | None:
+    """What follows veRL's entry point in a command that composes a configuration of this package; None for others."""
+    command = list(command)
+    if ENTRY not in command or not any(OWN_CONFIGURATION in argument for argument in command):
+        return None
+    return command[command.index(ENTRY) + 1 :]
+
+
+def check_own_command() -> None:
+    """End this process where it is the driver of a run of ours whose command names what there is not.
+
+    veRL imports this module before Hydra composes; later nothing of ours could give a better message than Hydra's.
+    """
+    arguments = arguments_of_own_run(sys.orig_argv)
+    if arguments is None:
+        return
+    # In such a driver alone: it imports Hydra, which a run does next.
+    try:
+        import_module("srpo_verl.config.command_line").check_arguments(arguments)
+    except ConfigError as error:
+        sys.exit(f"srpo_verl: {error}")
+
+
 def register() -> None:
     """Have every adapter imported right after the part of veRL that it extends. Idempotent."""
     if cpu.is_asked():
@@ -44,4 +72,5 @@ def register() -> None:
         register_post_import_hook(_importing(adapter), after)
 
 
+check_own_command()
 register()

@@ -1,14 +1,17 @@
 """The doctor: its checks on made-up findings, and the command in healthy and broken environments."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
 from srpo_verl import cpu, diagnosis, doctor
 from srpo_verl.diagnosis import MISSING, NOTE, OK, Check, Device, PluginState
+from srpo_verl.installation import INSTALL
 
 CPU = Device("cpu", "CPU platform")
 GPU = Device("cuda", "8 x H20")
@@ -112,7 +115,19 @@ def test_entry_point():
     assert diagnosis.check_entry_point(["other.plugin", "srpo_verl.plugin"]).status == OK
     absent = diagnosis.check_entry_point(["other.plugin"])
     assert absent.status == MISSING
-    assert "pip install srpo-verl" in absent.remedy
+    assert absent.remedy == INSTALL
+
+
+def test_no_remedy_names_a_distribution_that_is_on_no_index():
+    """Anybody could register the name."""
+    root = Path(diagnosis.__file__).parents[1]
+    texts = [
+        root / "README.md",
+        *root.glob("srpo_verl/**/*.py"),
+        *root.glob("docs/*.md"),
+        *root.glob("recipes/**/*.md"),
+    ]
+    assert [path.name for path in texts if re.search("pip install[^\n]* srpo-verl", path.read_text())] == []
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,15 @@ def test_a_training_command_composes_and_passes_the_checks(given):
     assert config.trainer.n_gpus_per_node == 8
 
 
+def test_the_check_looks_at_the_run_that_follows():
+    (check,) = re.findall(r"^python -m srpo_verl\.check (.*?[^\\])$", "\n".join(BLOCKS), re.MULTILINE | re.DOTALL)
+    option, name, *overrides = words(check)
+    run = next(iter(COMMANDS.values()))
+    assert (option, name) == ("--config-name", run[run.index("--config-name") + 1])
+    assert len(overrides) == 4
+    assert set(overrides) <= set(run)
+
+
 def test_what_the_guide_names_is_there():
     named = set(re.findall(r"constraints/[\w-]+\.txt", GUIDE)) | set(re.findall(r"tests/\w+\.py", GUIDE))
     assert {"constraints/vllm.txt", "constraints/sglang.txt"} <= named

@@ -107,7 +107,7 @@ def test_no_entry_point(monkeypatch, others):
     monkeypatch.setattr(installation, "entry_points", lambda group: {"verl.plugins": others}[group])
     message = refusal()
     assert "importable but not installed" in message
-    assert "pip install srpo-verl" in message
+    assert installation.INSTALL in message
 
 
 def test_the_installed_entry_point_is_the_one_looked_for():

@@ -3,7 +3,9 @@
 import ast
 import importlib
 import inspect
+import re
 import shutil
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from srpo_verl.upstream.source import Source
 
 PACKAGE = Path(upstream.__file__).parents[1]
 TRAINER = Path("verl/trainer/ppo/v1/trainer_base.py")
+NAMED = {"verl.plugins"}  # the entry-point group
 DEFINITION = "    def _balance_batch("
 
 
@@ -61,6 +64,51 @@ def test_every_override_is_listed():
     assert found == {ours: set(methods) for ours, methods in OVERRIDDEN.items()}
 
 
+def syntax_of(cls):
+    return ast.parse(textwrap.dedent(inspect.getsource(cls)))
+
+
+def assigned_by(cls):
+    """Attribute -> the methods of a class that assign it to self."""
+    found = {}
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    for method in (node for node in ast.walk(syntax_of(cls)) if isinstance(node, functions)):
+        for node in ast.walk(method):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and ast.unparse(node.value) == "self"
+            ):
+                found.setdefault(node.attr, set()).add(method.name)
+    return found
+
+
+def used_of_veRL(cls):
+    """For every name that a class of ours takes from a base of veRL, the points that would tell of a change."""
+    nodes = (node for node in ast.walk(syntax_of(cls)) if isinstance(node, ast.Attribute))
+    for name in {node.attr for node in nodes if ast.unparse(node.value) in ("self", "super()")}:
+        owner = next((base for base in cls.__mro__ if name in vars(base)), None)
+        if owner is not None:
+            methods = {name}
+        elif name in assigned_by(cls):
+            continue
+        else:
+            bases = (base for base in cls.__mro__[1:] if base.__module__.partition(".")[0] == "verl")
+            owner = next(base for base in bases if name in assigned_by(base))
+            methods = assigned_by(owner)[name]
+        if owner.__module__.partition(".")[0] == "verl":
+            yield {f"{owner.__module__}:{owner.__qualname__}.{method}" for method in methods}
+
+
+def test_what_a_class_of_ours_takes_from_its_base_is_listed():
+    """Methods that it calls, and of the attributes that it reads a method that assigns them."""
+    points = upstream.points().keys()
+    for ours in OVERRIDDEN:
+        module, _, name = ours.partition(":")
+        used = list(used_of_veRL(getattr(importlib.import_module(module), name)))
+        assert [choices for choices in used if not choices & points] == [], ours
+
+
 def is_module_of_veRL(name):
     return installed_source().module(name) is not None
 
@@ -80,6 +128,21 @@ def test_every_import_is_listed():
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
                 found.add(f"{modules[node.value.id]}:{node.attr}")
     assert found == set(IMPORTED)
+
+
+def test_nothing_of_veRL_is_reached_in_a_way_that_the_list_does_not_see():
+    """No `import verl.x`, whose uses the test above would miss; a module named in a string holds a point."""
+    modules = {name.partition(":")[0] for name in upstream.points()}
+    modules |= {name for entry in installation.REGISTRATIONS for name in (entry.after, entry.registry)}
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name == "upstream":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert not [alias.name for alias in node.names if alias.name.startswith("verl.")], path
+            if isinstance(node, ast.Constant) and re.fullmatch(r"verl(\.\w+)+", str(node.value)):
+                known = any(name.partition(":")[0].startswith(node.value) for name in modules)
+                assert known or node.value in NAMED, (path, node.value)
 
 
 def test_every_registry_is_listed():

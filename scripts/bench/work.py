@@ -85,10 +85,13 @@ def make_inputs(num_tokens: int, vocab: int, k: int, dtype: torch.dtype, device:
     return Inputs(student, teacher, labels, k)
 
 
-def srpo(inputs: Inputs, clock: Clock, with_labels: bool = False, as_engine: bool = False) -> Result:
+def srpo(
+    inputs: Inputs, clock: Clock, with_labels: bool = False, as_engine: bool = False, compiled: bool = False
+) -> Result:
     """`topk_support`, `score_teacher`, `distillation_loss` (`token_losses` with labels) and backward.
 
     `as_engine`: with a mask of the distilled tokens (all), the gradient in the place of the logits, of a copy of them.
+    `compiled`: by `torch.compile`, as `srpo.kernels.compile=true` has it; only with one of the two others.
     """
     student = inputs.student.detach()
     if as_engine:
@@ -97,7 +100,7 @@ def srpo(inputs: Inputs, clock: Clock, with_labels: bool = False, as_engine: boo
     student.requires_grad_()
     support = topk_support(student, inputs.k)
     clock.mark("support")
-    log_q, entropy = score_teacher(inputs.teacher, support)
+    log_q, entropy = score_teacher(inputs.teacher, support, compile_kernels=compiled)
     clock.mark("teacher")
     if with_labels or as_engine:
         losses = token_losses(
@@ -109,6 +112,7 @@ def srpo(inputs: Inputs, clock: Clock, with_labels: bool = False, as_engine: boo
             tail=True,
             distilled_N=torch.ones(len(student), dtype=torch.bool) if as_engine else None,
             inplace_backward=as_engine,
+            compile_kernels=compiled,
         )
         total = losses.divergence_N.sum() + losses.log_probs_N.sum()
     else:

@@ -1,7 +1,8 @@
 """What only a GPU can show, in one command: ``python -m scripts.gpu_check``.
 
-Four parts: the kernels against float64 and against plain PyTorch (needs torch alone); the shipped worker's update on
-one and on several ranks against the same update on the CPU; offloading; and three SRPO steps of a randomly
+The parts: the kernels against float64 and against plain PyTorch (needs torch alone); the same compiled
+(`srpo.kernels.compile`; needs a compiler); the shipped worker's update on one and on several ranks, and offloaded,
+against the same update on the CPU; and three SRPO steps of a randomly
 initialised Qwen3 of 0.6B shape through veRL's entry point, for every rollout engine that is installed, with the
 checkpoint exported at the end. Writes gpu_check.json and gpu_check.md. Exit status 1 if a line
 failed, or if none passed.
@@ -17,6 +18,7 @@ import argparse
 import importlib
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import traceback
@@ -30,7 +32,7 @@ import torch
 from scripts.gpu_check.lines import FAIL, INACTIVE, PASS, Line, as_json, as_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = {"kernels": "torch", "update": "verl", "training": "verl"}
+PARTS = {"kernels": "torch", "compiled": "torch", "update": "verl", "training": "verl"}
 """Each part and the package that it cannot do without."""
 
 
@@ -57,6 +59,8 @@ def describe(device: torch.device, ranks: int) -> dict[str, Any]:
 
 
 def commit() -> str:
+    if shutil.which("git") is None:
+        return "unknown"
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 
@@ -80,7 +84,7 @@ def run_part(part: str, arguments: argparse.Namespace) -> Iterator[Line]:
         yield Line(part, "all", INACTIVE, f"{PARTS[part]} is not installed")
         return
     module = importlib.import_module(f"scripts.gpu_check.{part}")
-    if part == "kernels":
+    if PARTS[part] == "torch":
         yield from module.run(device, arguments.small)
     else:
         yield from module.run(device, arguments.small, arguments.ranks, arguments.out / part)

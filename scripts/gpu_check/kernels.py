@@ -54,48 +54,59 @@ def run(device: torch.device, small: bool) -> Iterator[Line]:
         # float32 at full size would need three tensors of 5 GB for nothing that bfloat16 does not show.
         tokens = sizes.tokens if dtype == torch.bfloat16 else min(sizes.tokens, 1024)
         inputs = make_inputs(tokens, sizes.vocabulary, sizes.support, dtype, device)
-        yield from (guarded(PART, f"{title}, {name}", partial(accuracy, title, name, inputs)) for title in OURS)
-        for ours, theirs in zip(OURS, EAGER, strict=True):
-            work = partial(compare, ours, theirs, name, inputs, sizes.repeats)
-            yield guarded(PART, f"{ours} / {theirs}, {name}", work)
+        for title, ours in OURS.items():
+            yield guarded(PART, f"{title}, {name}", partial(accuracy, PART, title, ours, name, inputs))
+        for (title, ours), (other, theirs) in zip(OURS.items(), EAGER.items(), strict=True):
+            pair, limit = f"{title} / {other}, {name}", MEMORY_LIMIT if "in place" in title else None
+            work = partial(compare, PART, pair, {"ours": ours, "eager": theirs}, inputs, sizes.repeats, limit)
+            yield guarded(PART, pair, work)
         del inputs
 
 
-def accuracy(title: str, dtype: str, inputs: Inputs) -> Line:
+def accuracy(part: str, title: str, work: Implementation, dtype: str, inputs: Inputs) -> Line:
     """Gradient and entropy of a few tokens against float64."""
     with_labels = "log-probs" in title
-    result = OURS[title](inputs, Clock(inputs.student.device))
+    result = work(inputs, Clock(inputs.student.device))
     gradient, entropy = errors(inputs, result, with_labels)
     figures = {"gradient error": gradient or 0.0, "entropy error": entropy or 0.0}
     limits = {"gradient error": LIMITS[f"gradient error, {dtype}"], "entropy error": LIMITS["entropy error, nats"]}
-    return limited(PART, f"{title}, {dtype}", figures, limits, "float64, a few tokens")
+    return limited(part, f"{title}, {dtype}", figures, limits, "float64, a few tokens")
 
 
-def compare(ours: str, theirs: str, dtype: str, inputs: Inputs, repeats: int) -> Line:
-    """Median seconds in turn, and peak memory beyond the inputs."""
-    name, device = f"{ours} / {theirs}, {dtype}", inputs.student.device
-    implementations = {"ours": OURS[ours], "eager": EAGER[theirs]}
+def compare(
+    part: str,
+    name: str,
+    implementations: Mapping[str, Implementation],
+    inputs: Inputs,
+    repeats: int,
+    memory_limit: float | None,
+) -> Line:
+    """Median seconds in turn, and peak memory beyond the inputs; ratios of the first of two to the second.
+
+    Where the second does not fit into the device, the line is INACTIVE. `memory_limit`: None for any.
+    """
+    device = inputs.student.device
+    first, second = implementations
     rounds: dict[str, list[float]] = {key: [] for key in implementations}
     peaks: dict[str, int] = {}
     for key, implementation in implementations.items():  # warms up, too
         try:
             peaks[key] = peak_bytes(partial(implementation, inputs), device)
         except torch.OutOfMemoryError:
-            return Line(
-                PART, name, INACTIVE if key == "eager" else FAIL, f"{key}: not enough memory", figures_of(peaks)
-            )
+            status = INACTIVE if key == second else FAIL
+            return Line(part, name, status, f"{key}: not enough memory", figures_of(peaks))
     for _ in range(repeats):
         for key, implementation in implementations.items():
             clock = Clock(device)
             implementation(inputs, clock)
             rounds[key].append(sum(value for stage, value in clock.seconds.items() if stage != "setup"))
     figures = {f"{key} ms": 1e3 * statistics.median(values) for key, values in rounds.items()} | figures_of(peaks)
-    figures["time ratio"] = figures["ours ms"] / figures["eager ms"]
+    figures["time ratio"] = figures[f"{first} ms"] / figures[f"{second} ms"]
     limits = {}
     if device.type == "cuda":
-        figures["memory ratio"] = peaks["ours"] / peaks["eager"]
-        limits = {"memory ratio": MEMORY_LIMIT} if "in place" in ours else {}
-    return limited(PART, name, figures, limits, f"{len(inputs.labels)} tokens")
+        figures["memory ratio"] = peaks[first] / peaks[second]
+        limits = {} if memory_limit is None else {"memory ratio": memory_limit}
+    return limited(part, name, figures, limits, f"{len(inputs.labels)} tokens")
 
 
 def figures_of(peaks: Mapping[str, int]) -> dict[str, float]:

@@ -44,7 +44,10 @@ def make_config(device: str, model: str, overrides: list[str]) -> Any:
 
 
 class Rows:
-    """The same random rollouts whatever the ranks; half of the rows failed and are distilled."""
+    """The same random rollouts whatever the ranks; half of the rows failed and are distilled.
+
+    `rank` and `world_size` are data-parallel: the ranks of a Ulysses group hold the same rows.
+    """
 
     def __init__(self, total: int, rank: int, world_size: int):
         generator = torch.Generator().manual_seed(0)
@@ -95,9 +98,13 @@ def update(worker: Any, rows: Rows) -> dict[str, float]:
     from srpo_verl.verl_ext.nested import jagged
     from srpo_verl.verl_ext.worker import TEACHER_TIME
 
-    old = worker.compute_log_prob(
-        rows.batch(calculate_entropy=True, compute_loss=False, **{fields.WANT_SUPPORT: True})
-    )
+    # Of the ranks of a Ulysses group one answers.
+    answer = [
+        worker.compute_log_prob(rows.batch(calculate_entropy=True, compute_loss=False, **{fields.WANT_SUPPORT: True}))
+    ]
+    if worker.actor.engine.use_ulysses_sp:
+        torch.distributed.broadcast_object_list(answer, group=worker.actor.engine.ulysses_parallel_group, group_src=0)
+    old = answer[0]
     batch = rows.batch(
         calculate_entropy=False,
         global_batch_size=rows.total,
@@ -133,10 +140,12 @@ def main() -> None:
     from srpo_verl.verl_ext.worker import SrpoWorker
 
     torch.manual_seed(0)
-    worker = SrpoWorker(config=make_config(spec["device"], spec["model"], spec["overrides"]), role="actor")
+    config = make_config(spec["device"], spec["model"], spec["overrides"])
+    slices = config.actor.ulysses_sequence_parallel_size
+    worker = SrpoWorker(config=config, role="actor")
     worker.init_model()
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    rows = Rows(spec["rows"], rank, world_size)
+    rows = Rows(spec["rows"], rank // slices, world_size // slices)
     metrics = [update(worker, rows)]
     started = time.perf_counter()
     metrics += [update(worker, rows) for _ in range(STEPS - 1)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,13 @@ DISTANCE_LIMIT = 0.05
 
 FINITE = ("srpo/loss", "srpo/grpo_loss", "srpo/sdpo_loss", "srpo/teacher_distance", "actor/grad_norm")
 
+LORA = [
+    "actor_rollout_ref.model.lora_rank=8",
+    "actor_rollout_ref.model.lora_alpha=16",
+    "actor_rollout_ref.actor.use_kl_loss=true",
+]
+"""Adapters, whose reference is the base."""
+
 QWEN3_06B = {
     "vocab_size": 151_936,
     "hidden_size": 1024,
@@ -57,7 +64,7 @@ TINY = {
 
 
 def run(device: torch.device, small: bool, ranks: int, out: Path) -> Iterator[Line]:
-    """One line per engine, and one for the export of what the first of them trained."""
+    """Per engine a line for full training, one for the export of it, and one for LoRA with a KL."""
     out.mkdir(parents=True, exist_ok=True)
     on_gpu = device.type == "cuda"
     model = make_model(out / "model", TINY if small else QWEN3_06B)
@@ -70,6 +77,10 @@ def run(device: torch.device, small: bool, ranks: int, out: Path) -> Iterator[Li
         yield line
         if line.status == PASS:
             yield guarded(PART, f"{engine}, exported", partial(exported, out / engine))
+            # Adapters as they are reach an engine on a GPU alone; the one for CPUs takes merged weights.
+            name, merge = f"{engine}, LoRA and KL", str(not on_gpu).lower()
+            extra = [*LORA, f"actor_rollout_ref.model.lora.merge={merge}"]
+            yield guarded(PART, name, partial(steps_of, engine, model, ranks, out, name, extra))
 
 
 def make_model(directory: Path, shape: Mapping[str, Any]) -> Path:
@@ -98,7 +109,9 @@ def fill(tokenizer: PreTrainedTokenizerFast, length: int) -> PreTrainedTokenizer
     return tokenizer
 
 
-def training_command(engine: str, model: Path, data: Path, run: Path, ranks: int) -> list[str]:
+def training_command(
+    engine: str, model: Path, data: Path, run: Path, ranks: int, extra: Sequence[str] = ()
+) -> list[str]:
     """The stock veRL command. The batch is two prompts for each rank."""
     tiny = engine == "hf"
     prompts = 2 * ranks
@@ -130,31 +143,36 @@ def training_command(engine: str, model: Path, data: Path, run: Path, ranks: int
         f"trainer.default_local_dir={run}/checkpoints",
         "trainer.resume_mode=disable",
         f"hydra.run.dir={run}/hydra",
+        *extra,
     ]
     entry = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-path", "pkg://srpo_verl.config"]
     return [*entry, "--config-name", "srpo", *overrides]
 
 
-def steps_of(engine: str, model: Path, ranks: int, out: Path) -> Line:
-    """Run, and judge what veRL logged."""
-    command = training_command(engine, model, out / "data", out / engine, ranks)
+def steps_of(
+    engine: str, model: Path, ranks: int, out: Path, name: str | None = None, extra: Sequence[str] = ()
+) -> Line:
+    """Run, and judge what veRL logged. `name`: of the line and of the run's folder, by default the engine's."""
+    name = name or engine
+    folder = out / name.replace(", ", "_").replace(" ", "_")
+    command = training_command(engine, model, out / "data", folder, ranks, extra)
     try:
-        training = train(command, out / engine, steps=STEPS, timeout=TIMEOUT, held_out="")
+        training = train(command, folder, steps=STEPS, timeout=TIMEOUT, held_out="")
     except SystemExit as error:
-        return Line(PART, engine, FAIL, str(error).partition("\n")[0])
-    return judge(engine, training.metrics, training.seconds)
+        return Line(PART, name, FAIL, str(error).partition("\n")[0])
+    return judge(name, training.metrics, training.seconds)
 
 
-def judge(engine: str, metrics: Mapping[int, Mapping[str, float]], seconds: float) -> Line:
+def judge(name: str, metrics: Mapping[int, Mapping[str, float]], seconds: float) -> Line:
     """All steps logged, finite, some rollouts distilled, the engine's weights the trainer's."""
     missing = [
-        f"{name} in step {step}"
+        f"{metric} in step {step}"
         for step in range(1, STEPS + 1)
-        for name in (*FINITE, CORRELATION)
-        if not math.isfinite(metrics.get(step, {}).get(name, math.nan))
+        for metric in (*FINITE, CORRELATION)
+        if not math.isfinite(metrics.get(step, {}).get(metric, math.nan))
     ]
     if missing:
-        return Line(PART, engine, FAIL, f"not logged, or not finite: {', '.join(missing[:5])}")
+        return Line(PART, name, FAIL, f"not logged, or not finite: {', '.join(missing[:5])}")
     last = metrics[STEPS]
     figures = {
         "1 - correlation": max(1.0 - logged[CORRELATION] for logged in metrics.values()),
@@ -164,7 +182,7 @@ def judge(engine: str, metrics: Mapping[int, Mapping[str, float]], seconds: floa
         "s": seconds,
     }
     limits = {"1 - correlation": DISTANCE_LIMIT, "not distilled": 0.99}
-    return limited(PART, engine, figures, limits, f"{STEPS} steps")
+    return limited(PART, name, figures, limits, f"{STEPS} steps")
 
 
 def exported(run: Path) -> Line:

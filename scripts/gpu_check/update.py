@@ -35,6 +35,12 @@ IN_BF16 = {"metrics": 0.1, "student": 3e-2, "teacher": 3e-2}
 
 FP32 = [f"++{FSDP}.mixed_precision.{kind}_dtype=fp32" for kind in ("param", "reduce", "buffer")]
 SDPA = "++actor_rollout_ref.model.override_config.attn_implementation=sdpa"
+ULYSSES = f"{ACTOR}.ulysses_sequence_parallel_size=2"
+PLAIN_ULYSSES = [
+    "actor_rollout_ref.model.external_lib=tests.verl_ext.ulysses_attention",
+    "++actor_rollout_ref.model.override_config.attn_implementation=plain_ulysses",
+]
+"""veRL cuts sequences inside flash-attention; in the rehearsal the tests' attention stands in its place."""
 OFFLOADING = [f"{FSDP}.param_offload=true", f"{FSDP}.optimizer_offload=true", "srpo.teacher.cpu_offload=true"]
 
 
@@ -68,7 +74,7 @@ def cases_of(device: str, ranks: int) -> list[Case]:
 
 
 def run(device: torch.device, small: bool, ranks: int, out: Path) -> Iterator[Line]:
-    """One rank, several ranks, FSDP1, offloading, bf16 with flash-attn."""
+    """One rank, several ranks, FSDP1, offloading, bf16 with flash-attn, Ulysses."""
     out.mkdir(parents=True, exist_ok=True)
     sizes = (256, 128, 2) if small else (4096, 512, 4)
     model = make_model(out / "model", *sizes)
@@ -81,12 +87,35 @@ def run(device: torch.device, small: bool, ranks: int, out: Path) -> Iterator[Li
             yield Line(PART, case.name.replace("1 ranks", "several ranks"), INACTIVE, "there is one GPU")
             continue
         yield guarded(PART, case.name, partial(judge, case, model, rows, out, reference, EXACT, held))
-    if kind == "cuda" and importlib.util.find_spec("flash_attn") is None:
-        yield Line(PART, "bf16, flash-attn", INACTIVE, "flash-attn is not installed")
-    else:
-        name = "bf16, flash-attn" if kind == "cuda" else "bf16"
-        case = Case(name, kind, ranks, tuple(precision(kind, bf16=True)))
-        yield guarded(PART, name, partial(judge, case, model, rows, out, reference, IN_BF16, held))
+    for case, limits in others(kind, ranks):
+        lacking = missing(case)
+        if lacking:
+            yield Line(PART, case.name, INACTIVE, lacking)
+        else:
+            yield guarded(PART, case.name, partial(judge, case, model, rows, out, reference, limits, held))
+
+
+def others(device: str, ranks: int) -> list[tuple[Case, Mapping[str, float]]]:
+    """In bf16 with flash-attn, which has no fp32; on a CPU without. With their limits."""
+    bf16 = precision(device, bf16=True)
+    if device == "cpu":
+        return [
+            (Case("bf16", device, ranks, tuple(bf16)), IN_BF16),
+            (Case("Ulysses", device, ranks, (ULYSSES, *PLAIN_ULYSSES)), EXACT),
+        ]
+    return [
+        (Case("bf16, flash-attn", device, ranks, tuple(bf16)), IN_BF16),
+        (Case("Ulysses, flash-attn", device, ranks, (*bf16, ULYSSES)), IN_BF16),
+    ]
+
+
+def missing(case: Case) -> str:
+    """What a case of `others` lacks here, or ""."""
+    if case.device == "cuda" and importlib.util.find_spec("flash_attn") is None:
+        return "flash-attn is not installed"
+    if ULYSSES in case.overrides and case.ranks % 2:
+        return f"it cuts a sequence over pairs of ranks, and there are {case.ranks}"
+    return ""
 
 
 def judge(

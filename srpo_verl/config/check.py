@@ -12,7 +12,9 @@ from srpo_verl.errors import ConfigError
 from srpo_verl.installation import TRAINER_MODE
 
 ONLY_DISTILLED = ("all", "correct_only", "failed_only")
-"""Routings without a GRPO loss."""
+"""Routings that give no row a share of the GRPO loss; a schedule that ends hands all of them over to it."""
+
+CORRECTION = "algorithm.rollout_correction"
 
 
 def check_run(config: DictConfig) -> SrpoConfig:
@@ -25,13 +27,13 @@ def check_run(config: DictConfig) -> SrpoConfig:
     srpo = parse(config.srpo)
     _check_routing(srpo)
     _check_hooks(config)
-    _check_budget(config, srpo)
-    _check_correction(config)
-    _check_kl(config, srpo)
-    _check_lora(config)
-    _check_ulysses(config)
     if srpo.uses_teacher:
         _check_teacher_side(config, srpo)
+    _check_budget(config, srpo)
+    _check_correction(config)
+    _check_policy_terms(config, srpo)
+    _check_lora(config)
+    _check_ulysses(config)
     return srpo
 
 
@@ -57,6 +59,7 @@ def _whole_number(config: DictConfig, key: str) -> int:
 
 
 def _check_hooks(config: DictConfig) -> None:
+    _require(config, "model_engine", "dp", "SRPO's engines are FSDP's; actor.strategy=fsdp or fsdp2 says which")
     _require(config, "trainer.use_v1", True, "SRPO is a trainer of veRL's V1 interface")
     mode = OmegaConf.select(config, "trainer.v1.trainer_mode")
     # The trainer itself rewrites the mode to veRL's "sync" and adds the group (verl_ext/trainer.py); the former alone,
@@ -115,24 +118,40 @@ def _check_budget(config: DictConfig, srpo: SrpoConfig) -> None:
 
 def _check_correction(config: DictConfig) -> None:
     """veRL corrects where the rollout engine's log-probs are there, and silently does not where they are not."""
-    group = "algorithm.rollout_correction"
-    wanted = [key for key in ("rollout_is", "rollout_rs") if OmegaConf.select(config, f"{group}.{key}") is not None]
+    group = OmegaConf.select(config, CORRECTION) or {}
+    wanted = [key for key in ("rollout_is", "rollout_rs") if group.get(key) is not None]
+    without = " and ".join(f"{CORRECTION}.{name}=null" for name in wanted)
+    bypasses = group.get("bypass_mode")
+    if wanted and bypasses:
+        # veRL leaves the correction to its own policy loss "bypass_mode" then, and this package's takes its place.
+        raise ConfigError(
+            f"{CORRECTION}.bypass_mode",
+            bypasses,
+            f"leaves {CORRECTION}.{wanted[0]} without effect: the old log-probs are then the rollout engine's, and "
+            f"nothing is left to correct; set {without}, or bypass_mode=false",
+        )
+    _require(config, f"{CORRECTION}.loss_type", "ppo_clip", "only veRL's own policy loss bypass_mode reads it")
     key = "actor_rollout_ref.rollout.calculate_log_probs"
+    if bypasses:
+        _require(config, key, True, f"{CORRECTION}.bypass_mode=true takes the rollout engine's log-probs")
     if wanted and not OmegaConf.select(config, key):
         raise ConfigError(
             key,
             OmegaConf.select(config, key),
-            f"has to be true for {group}.{wanted[0]}, which works on the rollout engine's log-probs; or set "
-            + " and ".join(f"{group}.{name}=null" for name in wanted),
+            f"has to be true for {CORRECTION}.{wanted[0]}, which works on the rollout engine's log-probs; or set "
+            f"{without}",
         )
 
 
-def _check_kl(config: DictConfig, srpo: SrpoConfig) -> None:
-    """A KL belongs to the GRPO loss and its advantages; where no row takes that, it would only cost a reference."""
-    if srpo.routing not in ONLY_DISTILLED:
+def _check_policy_terms(config: DictConfig, srpo: SrpoConfig) -> None:
+    """KL and entropy are terms of the GRPO loss and its rewards; where no row ever takes that, they change nothing."""
+    only_distilled = srpo.routing in ONLY_DISTILLED or (srpo.routing == "advantage_mix" and srpo.mix_lambda == 0)
+    if not only_distilled or srpo.schedule.kind != "constant":
         return
-    for key in ("actor_rollout_ref.actor.use_kl_loss", "algorithm.use_kl_in_reward"):
-        _require(config, key, False, f"with srpo.routing={srpo.routing} no row takes the GRPO loss a KL is part of")
+    terms = {"actor_rollout_ref.actor.use_kl_loss": False, "algorithm.use_kl_in_reward": False}
+    for key, off in {**terms, "actor_rollout_ref.actor.entropy_coeff": 0}.items():
+        why = f"with srpo.routing={srpo.routing} no row takes the GRPO loss that it is part of"
+        _require(config, key, off, f"{why}; srpo.schedule.kind=linear would hand the rows over to it")
 
 
 def _check_lora(config: DictConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -191,11 +192,25 @@ def _plain(node: Any) -> dict:
     return dict(node)
 
 
+def check_key(key: str, value: Any) -> None:
+    """Raise ConfigError where a dotted key, `srpo.` and more, names nothing in the group."""
+    path, defaults = "srpo", default_values()
+    for part in key.split(".")[1:]:
+        if part not in defaults:
+            raise _no_such_key(path, part, value, defaults)
+        path, defaults = f"{path}.{part}", defaults[part] if isinstance(defaults[part], Mapping) else {}
+
+
+def _no_such_key(path: str, key: str, value: Any, siblings: Mapping) -> ConfigError:
+    close = "".join(f"did you mean {path}.{match}? " for match in get_close_matches(key, [*siblings], n=1))
+    known = f"known here: {', '.join(f'{path}.{name}' for name in siblings)}" if siblings else f"{path} is a value"
+    return ConfigError(f"{path}.{key}", value, f"no such key; {close}{known}")
+
+
 def _check_keys(values: Mapping, defaults: Mapping, path: str) -> None:
     for key, value in values.items():
         if key not in defaults:
-            known = ", ".join(f"{path}.{name}" for name in defaults)
-            raise ConfigError(f"{path}.{key}", value, f"no such key; known here: {known}")
+            raise _no_such_key(path, key, value, defaults)
         if isinstance(defaults[key], Mapping):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{path}.{key}", value, "is a group; set one of its keys")

@@ -6,6 +6,7 @@ weights (`model_dtype`, 4 for fp32). A GPU holds in each phase of a step:
 
     rollout   master sP/R + Adam 2sP/R + teacher 4P/R + the rollout engine's share + weight sync + FIXED
     teacher   the same without the engine; gathered units; a layer's tensors; logits bTV
+    reference with a KL: the same, without a teacher kept on the CPU
     update    the same, without a teacher kept on the CPU; gradients sP/R; gathered units; checkpoints bTHL over L
               layers; one layer recomputed; logits bTV
 
@@ -14,7 +15,8 @@ tokens are counted as response. Gathered units are the root unit (embeddings and
 update adds the root unit's gradient in fp32 on its way to the shards. Weight sync is veRL's bucket and the largest
 tensor in s bytes. Offloads take the master weights and Adam's states off the rollout and teacher phases (veRL brings
 both back for an update), `srpo.teacher.cpu_offload` takes the teacher off the rollout and the update. LoRA is counted
-as full training.
+as full training; its reference is the base. Any other reference lies on the CPU, sP bytes over all ranks, whatever
+`ref.fsdp_config.param_offload` says: veRL lets forward-only engines fetch their weights unit by unit.
 """
 
 from __future__ import annotations
@@ -48,6 +50,32 @@ class Phase:
         return sum(self.parts.values())
 
 
+@dataclass(frozen=True)
+class _Held:
+    """GiB of one GPU between kernels, by the bytes `master` of a master weight."""
+
+    master: int
+    student: dict[str, float]  # weights and Adam's states, during an update
+    resident: dict[str, float]  # what of them stays otherwise
+    teacher: float  # while it scores
+    kept: float  # otherwise
+
+
+def _weights_held(config: DictConfig, srpo: SrpoConfig, sizes: ModelSizes) -> _Held:
+    fsdp = config.actor_rollout_ref.actor.fsdp_config
+    master = _bytes(fsdp.get("model_dtype")) or 4
+
+    def shard(bytes_per_parameter: float) -> float:
+        return sizes.parameters * bytes_per_parameter / shard_ranks(config) / GIB
+
+    student = {"student": shard(master), "adam": shard(2 * master)}
+    offloaded = {"student": fsdp.param_offload, "adam": fsdp.optimizer_offload}
+    resident = {name: 0.0 if offloaded[name] else size for name, size in student.items()}
+    teacher = shard(4) if srpo.needs_teacher_copy else 0.0
+    offloads = fsdp.param_offload if srpo.teacher.cpu_offload is None else srpo.teacher.cpu_offload
+    return _Held(master, student, resident, teacher, 0.0 if offloads else teacher)
+
+
 def estimate(config: DictConfig, srpo: SrpoConfig, sizes: ModelSizes, device_gib: float) -> list[Phase]:
     """The phases of a training step of a composed configuration.
 
@@ -55,21 +83,9 @@ def estimate(config: DictConfig, srpo: SrpoConfig, sizes: ModelSizes, device_gib
         config: the composed configuration. srpo: its checked `srpo` group.
         sizes: of the model. device_gib: memory of one GPU, of which the rollout engine takes a share.
     """
-    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    fsdp = actor.fsdp_config
-    ranks = shard_ranks(config)
-    master = _bytes(fsdp.get("model_dtype")) or 4
+    rollout, fsdp = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor.fsdp_config
+    held = _weights_held(config, srpo, sizes)
     compute = _bytes(OmegaConf.select(fsdp, "mixed_precision.param_dtype")) or 2
-
-    def shard(bytes_per_parameter: float) -> float:
-        return sizes.parameters * bytes_per_parameter / ranks / GIB
-
-    student = {"student": shard(master), "adam": shard(2 * master)}
-    offloaded = {"student": fsdp.param_offload, "adam": fsdp.optimizer_offload}
-    resident = {name: 0.0 if offloaded[name] else size for name, size in student.items()}
-    teacher = shard(4) if srpo.needs_teacher_copy else 0.0
-    offloads = fsdp.param_offload if srpo.teacher.cpu_offload is None else srpo.teacher.cpu_offload
-    kept = 0.0 if offloads else teacher
     gathered = compute * (sizes.embedding_parameters + 2 * sizes.layer_parameters) / GIB
     tokens = micro_batch_tokens(config)
     checkpoints = sizes.layers if config.actor_rollout_ref.model.enable_gradient_checkpointing else 0
@@ -79,26 +95,33 @@ def estimate(config: DictConfig, srpo: SrpoConfig, sizes: ModelSizes, device_gib
         Phase(
             "rollout",
             {
-                **resident,
-                "teacher": kept,
+                **held.resident,
+                "teacher": held.kept,
                 "engine": rollout.gpu_memory_utilization * device_gib,
                 "weight sync": rollout.checkpoint_engine.update_weights_bucket_megabytes / 1024
-                + master * sizes.vocab * sizes.hidden / GIB,
+                + held.master * sizes.vocab * sizes.hidden / GIB,
                 "fixed": FIXED_GIB,
             },
         )
     ]
+
+    def scoring(name: str, tokens: int, teacher: float) -> Phase:
+        parts = {**held.resident, "teacher": teacher, "gathered": gathered}
+        return Phase(name, {**parts, **_forward(sizes, tokens, compute)})
+
+    longest = config.data.max_prompt_length + config.data.max_response_length
     if srpo.uses_teacher:
-        longest = max(srpo.demonstration.max_prompt_tokens + config.data.max_response_length, _score_tokens(config))
-        work = _forward(sizes, longest, compute)
-        phases.append(Phase("teacher", {**resident, "teacher": teacher, "gathered": gathered, **work}))
+        teachers = srpo.demonstration.max_prompt_tokens + config.data.max_response_length
+        phases.append(scoring("teacher", max(teachers, _score_tokens(rollout)), held.teacher))
+    if has_reference(config):
+        phases.append(scoring("reference", max(longest, _score_tokens(config.actor_rollout_ref.ref)), held.kept))
     phases.append(
         Phase(
             "update",
             {
-                **student,
-                "teacher": kept,
-                "gradients": shard(master),
+                **held.student,
+                "teacher": held.kept,
+                "gradients": held.student["student"],
                 "gathered": gathered + 4 * sizes.embedding_parameters / GIB,
                 "checkpoints": compute * tokens * sizes.hidden * checkpoints / GIB,
                 "layer": recomputed * _layer_gib(sizes, tokens, compute),
@@ -138,9 +161,15 @@ def micro_batch_tokens(config: DictConfig) -> int:
     return longest * actor.ppo_micro_batch_size_per_gpu
 
 
-def _score_tokens(config: DictConfig) -> int:
-    rollout = config.actor_rollout_ref.rollout
-    return rollout.log_prob_max_token_len_per_gpu if rollout.log_prob_use_dynamic_bsz else 0
+def has_reference(config: DictConfig) -> bool:
+    """Whether veRL builds a reference of its own beside the actor."""
+    wants = config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward
+    return bool(wants) and not config.actor_rollout_ref.model.lora_rank
+
+
+def _score_tokens(group: DictConfig) -> int:
+    """Token budget of a micro-batch that is only scored; `group`: rollout or ref."""
+    return group.log_prob_max_token_len_per_gpu if group.log_prob_use_dynamic_bsz else 0
 
 
 def _layer_gib(sizes: ModelSizes, tokens: int, compute: int) -> float:

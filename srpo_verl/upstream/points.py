@@ -155,12 +155,29 @@ RELIED_ON: dict[str, str] = {
     f"{_FSDP}:FSDPEngine.get_per_tensor_param": "what is sent to the rollout engine",
     "verl.utils.tracking:FileLogger.__init__": "where the log is, and that it is emptied",
     "verl.utils.checkpoint.checkpoint_manager:find_latest_ckpt_path": "the file that names the latest checkpoint",
+    f"{_WORKERS}:ActorRolloutRefWorker.__init__": "the worker's configuration",
+    f"{_WORKERS}:ActorRolloutRefWorker.actor_worker_cls": "replaced: the class of the actor inside the worker",
+    f"{_FSDP}:FSDPEngine._build_model_optimizer": "the sharded module, and the optimizer's absence",
     "verl.workers.utils.losses:ppo_loss": "SrpoLoss computes the same terms under the same names",
     # the CPU platform
     "verl.plugin.platform.platform_manager:_current_platform": "the chosen platform, replaced by cpu.activate()",
     "verl.plugin.platform.platform_manager:get_platform": "reads VERL_PLATFORM, once",
     "verl.plugin.platform.platform_manager:_detect_platform_name": "reads VERL_PLATFORM",
     f"{_FSDP}:device_name": "patched by cpu/shims.py",
+    f"{_AGENTS}.agent_loop:AgentLoopManager._init_agent_loop_workers": "the workers that a batch is sent to",
+    f"{_AGENTS}.agent_loop:AgentLoopWorker.__init__": "tokenizer, processor, client and reward handles of a session",
+    **{
+        f"{_AGENTS}.agent_loop:AgentLoopWorker.{name}": "a row's output is finished by veRL's own parts"
+        for name in (
+            "_compute_multi_modal_inputs",
+            "_compute_position_ids",
+            "_compute_score",
+            "_compute_teacher_logprobs",
+        )
+    },
+    f"{_AGENTS}.agent_loop:AgentLoopBase.__init__": "processor and tokenizer of a loop",
+    "verl.workers.rollout.replica:RolloutReplica.__init__": "configuration, model and rank of a replica",
+    "verl.workers.rollout.replica:RolloutReplica.max_concurrency": "calls that a server takes at a time",
     "verl.utils.distributed:initialize_global_process_group_ray": "patched by cpu/shims.py",
     "verl.workers.rollout.base:_ROLLOUT_REGISTRY": "registered: the rollout engine hf",
     "verl.workers.rollout.replica:RolloutReplicaRegistry.register": "registered: the rollout engine hf",

@@ -58,13 +58,33 @@ def test_rollout_correction_needs_the_rollout_engine_s_log_probs(change, name, i
     check_run(change(name, **dict.fromkeys(levels), **{key: False}))
 
 
-@pytest.mark.parametrize("key", [f"{ACTOR}.use_kl_loss", "algorithm.use_kl_in_reward"])
-def test_a_kl_needs_rows_with_the_policy_loss(change, key):
-    for routing in ("sample", "advantage_mix", "handover"):
-        check_run(change(**{"srpo.routing": routing, key: True}))
-    check_run(change("grpo", **{key: True}))
+def test_bypass_mode_leaves_nothing_to_correct(change):
+    """veRL skips its correction then, and leaves it to a policy loss of its own that ours replaces."""
+    correction = "algorithm.rollout_correction"
+    key, off = f"{correction}.bypass_mode", {f"{correction}.rollout_is": None}
+    error = refusal(change("grpo", **{key: True, f"{correction}.rollout_rs": "token_k1"}), key, True)
+    assert f"{correction}.rollout_is=null and {correction}.rollout_rs=null" in error.remedy
+    check_run(change("grpo", **{key: True}, **off))
+    log_probs = f"{ROLLOUT}.calculate_log_probs"
+    assert "bypass_mode" in refusal(change("grpo", **{key: True, log_probs: False}, **off), log_probs, False).remedy
+    refusal(change("grpo", **{f"{correction}.loss_type": "reinforce"}), f"{correction}.loss_type", "reinforce")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(f"{ACTOR}.use_kl_loss", True), ("algorithm.use_kl_in_reward", True), (f"{ACTOR}.entropy_coeff", 0.01)],
+)
+def test_a_term_of_the_policy_loss_needs_rows_that_take_it(change, key, value):
+    """Refused where it is without effect (tests/verl_ext/test_kl.py), and nowhere else."""
+    for routing in ("sample", "advantage_mix", "handover", "keep_negative", "tests.verl_ext.own_routing:my_routing"):
+        check_run(change(**{"srpo.routing": routing, key: value}))
+    check_run(change("grpo", **{key: value}))
+    handing_over = {"srpo.schedule.kind": "linear"}
     for routing in ("all", "correct_only", "failed_only"):
-        assert f"srpo.routing={routing}" in refusal(change(**{"srpo.routing": routing, key: True}), key, True).remedy
+        error = refusal(change(**{"srpo.routing": routing, key: value}), key, value)
+        assert f"srpo.routing={routing}" in error.remedy
+        check_run(change(**{"srpo.routing": routing, key: value}, **handing_over))
+    refusal(change(**{"srpo.routing": "advantage_mix", "srpo.advantage_mix.lambda": 0, key: value}), key, value)
 
 
 def test_the_routings_without_a_policy_loss_are_all_of_them():
@@ -79,6 +99,7 @@ HOOKS = [
     (f"{ACTOR}.policy_loss.loss_mode", "vanilla", "'srpo'"),
     (f"{ACTOR}.loss_agg_mode", "seq-mean-token-mean", "'token-mean'"),
     (f"{ACTOR}.strategy", "megatron", "fsdp or fsdp2"),
+    ("model_engine", "megatron", "'dp'"),
 ]
 LORA = [
     (f"{MODEL}.lora.rank", 8, "set only that one"),
@@ -116,7 +137,7 @@ def test_what_a_teacher_cannot_work_with(change, key, value, remedy):
 
 @pytest.mark.parametrize(("key", "value", "remedy"), TEACHER_SIDE)
 def test_runs_without_a_teacher_may_have_it(change, key, value, remedy):
-    check_run(change("grpo", **{key: value}))
+    check_run(change("grpo", **{key: value, "algorithm.rollout_correction.rollout_is": None}))
 
 
 def test_a_routing_of_one_s_own_is_imported_in_the_driver(change):

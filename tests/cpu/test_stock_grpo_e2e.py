@@ -1,6 +1,7 @@
 """veRL's own trainer and GRPO on the CPU, end to end through `python -m verl.trainer.main_ppo`."""
 
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from srpo_verl.installation import REGISTRATIONS
 from tests.support import REWARD_FILE, run_main_ppo, tiny_model, tiny_parquet
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU platform is not active here")
@@ -27,9 +29,9 @@ def inputs(tmp_path_factory):
     ]
 
 
-def train(inputs, cwd, *overrides):
+def train(inputs, cwd, *overrides, env=None):
     arguments = [f"--config-path={HERE}", "--config-name=stock_grpo", *inputs, *overrides]
-    run = run_main_ppo(arguments, timeout=400, cwd=cwd)
+    run = run_main_ppo(arguments, timeout=400, cwd=cwd, env=env)
     assert run.returncode == 0, run.tail()
     return run
 
@@ -111,6 +113,63 @@ def test_a_resumed_run_equals_the_uninterrupted_one(inputs, tmp_path, strategy, 
         for name, tensor in expected[rank].items():
             torch.testing.assert_close(final[rank][name], tensor, rtol=0, atol=1e-6)
         assert any(not torch.equal(tensor, moved[rank][name]) for name, tensor in expected[rank].items())
+
+
+def everything_of(run):
+    """(What a run logged without clocks and memory, its rollouts, the actor's and the optimizer's shards)."""
+    metrics = {
+        step: {name: value for name, value in logged.items() if not re.match("timing|perf/|actor/perf/", name)}
+        for step, logged in run.metrics.items()
+    }
+    rollouts = {file.name: file.read_text() for file in (run.cwd / "rollouts").iterdir()}
+    actor = run.cwd / "checkpoints" / "global_step_2" / "actor"
+    optimizer = [torch.load(file, weights_only=False)["state"] for file in sorted(actor.glob("optim_*.pt"))]
+    return metrics, rollouts, weights(run.cwd / "checkpoints" / "global_step_2", 2), optimizer
+
+
+def flat(value, path=""):
+    """Leaves of nested dictionaries and lists by their place."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {place: leaf for key, inner in items for place, leaf in flat(inner, f"{path}/{key}").items()}
+    return {path: getattr(value, "_local_tensor", value)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_with_the_plugin_a_stock_run_is_bit_for_bit_what_it_is_without(inputs, tmp_path):
+    """Two ranks, a reference, validation, checkpoint. On a machine without a GPU both need the CPU platform, which is
+    activated by hand; all else of this package is there in one run and in no process of the other."""
+    runs, imported = {}, {}
+    for policy in ("none", "auto"):
+        log = tmp_path / f"{policy}.txt"
+        every_process = {"SRPO_TEST_IMPORTS": str(log), "PYTHONPATH": str(HERE / "every_process")}
+        runs[policy] = train(
+            inputs,
+            tmp_path / policy,
+            "actor_rollout_ref.actor.use_kl_loss=true",
+            "trainer.n_gpus_per_node=2",
+            "trainer.save_freq=2",
+            "trainer.default_local_dir=checkpoints",
+            "trainer.rollout_data_dir=rollouts",
+            env={"VERL_USE_EXTERNAL_PLUGINS": policy, **every_process},
+        )
+        imported[policy] = set(log.read_text().split())
+    adapters = {entry.adapter for entry in REGISTRATIONS}
+    assert not any(name.startswith(("srpo_verl.plugin", "srpo_verl.verl_ext")) for name in imported["none"])
+    assert {"srpo_verl.plugin", *adapters} <= imported["auto"]
+
+    without, with_plugin = (flat(list(everything_of(runs[policy]))) for policy in ("none", "auto"))
+    assert with_plugin.keys() == without.keys()
+    differing = [
+        place
+        for place, value in without.items()
+        if not (torch.equal(value, with_plugin[place]) if torch.is_tensor(value) else value == with_plugin[place])
+    ]
+    assert differing == [], [(place, without[place], with_plugin[place]) for place in differing[:20]]
+    # There is something to differ: metrics, rollouts, weights, Adam's two moments.
+    assert sum(torch.is_tensor(value) for value in without.values()) > 50
+    assert len([place for place in without if place.startswith("/0/2/")]) > 30
 
 
 @pytest.mark.slow

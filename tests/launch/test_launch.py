@@ -176,6 +176,18 @@ def test_grpo_has_no_teacher():
     assert found["update"].total == pytest.approx(phases()["update"].total - phases()["update"].parts["teacher"])
 
 
+def test_a_kl_s_reference_passes_through_the_gpu_and_does_not_stay():
+    """veRL fetches a forward-only engine's weights unit by unit; with LoRA the base is the reference."""
+    key, in_reward = "actor_rollout_ref.actor.use_kl_loss=true", "algorithm.use_kl_in_reward=true"
+    found, without = phases(key), phases()
+    assert {name: phase for name, phase in found.items() if name != "reference"} == without
+    reference = found["reference"].parts
+    assert reference == {**without["teacher"].parts, "teacher": without["update"].parts["teacher"]}
+    assert "reference" not in phases(key, "actor_rollout_ref.model.lora_rank=8")
+    longer = phases(in_reward, "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu=40960")["reference"].parts
+    assert longer["logits"] == pytest.approx(2 * reference["logits"])
+
+
 def test_what_a_rollout_engine_needs_at_least():
     config = compose_command(command("srpo", "base_model=qwen3_4b"))
     # 4,022,468,096 weights of 2 bytes; 10,240 tokens x 36 layers x 8 heads x 128 x 2 (keys, values) x 2 bytes

@@ -1,14 +1,16 @@
 """The check for GPUs, rehearsed on the CPU with the same code; its lines, its table, its exit status."""
 
 import json
+import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from scripts.gpu_check import __main__ as command
-from scripts.gpu_check import kernels, reward, training, update
+from scripts.gpu_check import compiled, kernels, reward, training, update
 from scripts.gpu_check.lines import FAIL, INACTIVE, PASS, Line, as_markdown, guarded, limited
 from srpo_verl.config.check import check_run
 from srpo_verl.launch.checks import compose_command
@@ -37,35 +39,34 @@ def test_the_kernels_need_torch_alone():
         "import sys\n"
         "for name in ('verl', 'ray', 'transformers', 'omegaconf', 'hydra', 'tensordict', 'matplotlib', 'pandas'):\n"
         "    sys.modules[name] = None\n"
-        "from scripts.gpu_check import __main__, kernels, lines\n"
+        "from scripts.gpu_check import __main__, compiled, kernels, lines\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=command.ROOT)
 
 
-def test_a_wrong_gradient_fails(monkeypatch):
+def test_a_wrong_gradient_fails():
     inputs = kernels.make_inputs(8, 4096, 10, torch.float32, torch.device("cpu"))
     title = next(iter(kernels.OURS))
-    assert kernels.accuracy(title, "float32", inputs).status == PASS
+    check = partial(kernels.accuracy, "kernels", title, dtype="float32", inputs=inputs)
+    assert check(kernels.OURS[title]).status == PASS
 
     def wrong(inputs, clock):
         result = kernels.srpo(inputs, clock)
         return kernels.Result(result.grad * 1.001, result.entropy, result.support)
 
-    monkeypatch.setitem(kernels.OURS, title, wrong)
-    line = kernels.accuracy(title, "float32", inputs)
+    line = check(wrong)
     assert line.status == FAIL
     assert "gradient error is 0.001" in line.detail
 
 
 @pytest.mark.parametrize(("whose", "status"), [("eager", INACTIVE), ("ours", FAIL)])
-def test_a_gpu_too_small_for_the_eager_path_says_so(monkeypatch, whose, status):
+def test_a_gpu_too_small_for_the_eager_path_says_so(whose, status):
     def too_large(inputs, clock):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     inputs = kernels.make_inputs(8, 4096, 10, torch.float32, torch.device("cpu"))
-    ours, theirs = next(iter(kernels.OURS)), next(iter(kernels.EAGER))
-    monkeypatch.setitem(*((kernels.EAGER, theirs) if whose == "eager" else (kernels.OURS, ours)), too_large)
-    line = kernels.compare(ours, theirs, "float32", inputs, 1)
+    both = {"ours": kernels.srpo, "eager": kernels.eager} | {whose: too_large}
+    line = kernels.compare("kernels", "x", both, inputs, 1, None)
     assert (line.status, line.detail) == (status, f"{whose}: not enough memory")
 
 
@@ -75,6 +76,13 @@ def test_without_a_gpu_every_part_is_inactive_and_nothing_passed(tmp_path):
     assert status == 1
     assert [(line["part"], line["status"]) for line in found["lines"]] == [(part, INACTIVE) for part in command.PARTS]
     assert all("--device cpu" in line["detail"] for line in found["lines"])
+
+
+def test_without_a_compiler_the_compiled_functions_are_inactive(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    status, found = run(["--device", "cpu", "--small", "--parts", "compiled"], tmp_path)
+    assert status == 1
+    assert [(line["name"], line["status"]) for line in found["lines"]] == [("all", INACTIVE)]
 
 
 def test_a_package_that_is_missing_makes_a_part_inactive(tmp_path, monkeypatch):
@@ -169,10 +177,20 @@ def test_the_configurations_of_the_update_compose(device):
     assert not found["2 ranks"].actor.fsdp_config.param_offload
     assert [found[name].actor.strategy for name in found] == ["fsdp2", "fsdp2", "fsdp", "fsdp2"]
     assert {config.model.override_config.attn_implementation for config in found.values()} == {"sdpa"}
-    in_bf16 = make_config(device, "/model", update.precision(device, bf16=True))
+    in_bf16, ulysses = (make_config(device, "/model", list(case.overrides)) for case, _ in update.others(device, 2))
+    assert (in_bf16.actor.ulysses_sequence_parallel_size, ulysses.actor.ulysses_sequence_parallel_size) == (1, 2)
     assert in_bf16.actor.fsdp_config.mixed_precision.param_dtype == "bf16"
     if device == "cuda":
-        assert "attn_implementation" not in in_bf16.model.override_config  # veRL's default, flash_attention_2
+        for config in (in_bf16, ulysses):
+            assert "attn_implementation" not in config.model.override_config  # veRL's default, flash_attention_2
+
+
+def test_what_the_cases_in_bf16_lack(monkeypatch):
+    (_, _), (ulysses, _) = update.others("cpu", 3)
+    assert "there are 3" in update.missing(ulysses)
+    monkeypatch.setattr(update.importlib.util, "find_spec", lambda name: None)
+    assert {update.missing(case) for case, _ in update.others("cuda", 2)} == {"flash-attn is not installed"}
+    assert {update.missing(case) for case, _ in update.others("cpu", 2)} == {""}
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -180,8 +198,10 @@ def test_the_configurations_of_the_update_compose(device):
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "hf"])
 def test_the_training_command_composes(engine, tmp_path):
-    config = compose_command(training.training_command(engine, tmp_path / "m", tmp_path, tmp_path, ranks=2))
-    check_run(config)
+    merge = f"actor_rollout_ref.model.lora.merge={str(engine == 'hf').lower()}"
+    for extra in ([*training.LORA, merge], []):
+        config = compose_command(training.training_command(engine, tmp_path / "m", tmp_path, tmp_path, 2, extra))
+        check_run(config)
     assert config.actor_rollout_ref.rollout.name == engine
     assert config.trainer.save_freq == config.trainer.total_training_steps == training.STEPS
 
@@ -221,17 +241,20 @@ def test_what_a_run_is_judged_by():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_update_and_training_on_the_cpu(tmp_path, capsys):
+def test_all_but_the_kernels_on_the_cpu(tmp_path, capsys):
     """What a GPU runs, with gloo, tiny sizes and the plugin's own rollout engine."""
-    status, found = run(["--device", "cpu", "--small", "--parts", "update", "training"], tmp_path)
+    status, found = run(["--device", "cpu", "--small", "--parts", "compiled", "update", "training"], tmp_path)
     assert status == 0, capsys.readouterr().out
     assert {line["status"] for line in found["lines"]} == {PASS}
     assert [line["name"] for line in found["lines"]] == [
+        *(f"{kind}, {dtype}" for dtype in ("float32", "bfloat16") for kind in (compiled.TITLE, "compiled / plain")),
         "1 rank",
         "2 ranks",
         "2 ranks, FSDP1",
         "offloading",
         "bf16",
+        "Ulysses",
         "hf",
         "hf, exported",
+        "hf, LoRA and KL",
     ]

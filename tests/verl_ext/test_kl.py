@@ -14,6 +14,8 @@ from tests.verl_ext.test_update import ACTOR, EMA, FSDP1, FSDP2, PADDED, SDPO_ON
 KL_COEF = 2.0
 KL = [f"{ACTOR}.use_kl_loss=true", f"{ACTOR}.kl_loss_coef={KL_COEF}", f"{ACTOR}.kl_loss_type=low_var_kl"]
 NO_TEACHER = ["srpo.routing=none", "srpo.distillation.top_k=100", "srpo.demonstration.max_prompt_tokens=10240"]
+# Half of every row's loss is GRPO's in the second step.
+HANDS_OVER = ["srpo.schedule.kind=linear", "srpo.schedule.start=1", "srpo.schedule.end=3"]
 MIX = ["srpo.routing=advantage_mix", "srpo.advantage_mix.lambda=0.7"]
 
 ONE_RANK = [
@@ -27,6 +29,7 @@ ROUTINGS = [
     Case("none", [*KL, *NO_TEACHER]),
     Case("advantage-mix", [*EMA, *KL, *MIX]),
     Case("all", [*EMA, *KL, "srpo.routing=all"]),
+    Case("all-handing-over", [*EMA, *KL, "srpo.routing=all", *HANDS_OVER]),
 ]
 TWO_RANKS = [
     Case("2-fsdp2", [*EMA, *KL, *FSDP2], SDPO_ON_RANK_0),
@@ -67,7 +70,7 @@ def test_srpo_with_a_reference(results, expected, name):
     [
         ("none", {"routing": "none", "teacher_kind": "frozen"}),
         ("advantage-mix", {"routing": "advantage_mix"}),
-        ("all", {"routing": "all"}),
+        ("all-handing-over", {"routing": "all", "coefficients": [1.0, 0.5]}),
     ],
 )
 def test_the_term_belongs_to_the_rows_of_the_policy_loss(results, model, name, settings):
@@ -76,5 +79,11 @@ def test_the_term_belongs_to_the_rows_of_the_policy_loss(results, model, name, s
         wanted["teacher"] = {}
         for entry in wanted["metrics"]:
             del entry["srpo/teacher_distance"]
-    assert (wanted["metrics"][1]["kl_loss"] == 0) is (name == "all")
+    assert wanted["metrics"][1]["kl_loss"] > 1e-4
     assert_same(results[name], wanted, tolerance=1e-5)
+
+
+def test_where_no_row_takes_the_policy_loss_the_term_is_without_effect(results, model):
+    """Which is why config/check.py refuses it: the update is the one without a reference."""
+    assert_same(results["all"], oracle(model, routing="all"), tolerance=1e-5)
+    assert [entry["kl_loss"] for entry in results["all"]["metrics"]] == [0.0, 0.0]
