@@ -87,15 +87,12 @@ def used_of_veRL(cls):
     """For every name that a class of ours takes from a base of veRL, the points that would tell of a change."""
     nodes = (node for node in ast.walk(syntax_of(cls)) if isinstance(node, ast.Attribute))
     for name in {node.attr for node in nodes if ast.unparse(node.value) in ("self", "super()")}:
-        owner = next((base for base in cls.__mro__ if name in vars(base)), None)
-        if owner is not None:
-            methods = {name}
-        elif name in assigned_by(cls):
-            continue
-        else:
-            bases = (base for base in cls.__mro__[1:] if base.__module__.partition(".")[0] == "verl")
-            owner = next(base for base in bases if name in assigned_by(base))
-            methods = assigned_by(owner)[name]
+        owner, methods = next((base for base in cls.__mro__ if name in vars(base)), None), {name}
+        if owner is None:
+            bases = [base for base in cls.__mro__ if base.__module__.partition(".")[0] in ("srpo_verl", "verl")]
+            owner = next((base for base in bases if name in assigned_by(base)), cls)
+            assert owner is not cls or name in {**assigned_by(cls), **cls.__annotations__}, f"{cls}: whose is {name}?"
+            methods = assigned_by(owner).get(name, {name})
         if owner.__module__.partition(".")[0] == "verl":
             yield {f"{owner.__module__}:{owner.__qualname__}.{method}" for method in methods}
 

@@ -121,7 +121,11 @@ def everything_of(run):
         step: {name: value for name, value in logged.items() if not re.match("timing|perf/|actor/perf/", name)}
         for step, logged in run.metrics.items()
     }
-    rollouts = {file.name: file.read_text() for file in (run.cwd / "rollouts").iterdir()}
+    # veRL draws a prompt's uid at random; the order of the rows stays.
+    rollouts = {
+        file.name: re.sub(r'"uid": "[0-9a-f-]{36}', '"uid": "', file.read_text())
+        for file in (run.cwd / "rollouts").iterdir()
+    }
     actor = run.cwd / "checkpoints" / "global_step_2" / "actor"
     optimizer = [torch.load(file, weights_only=False)["state"] for file in sorted(actor.glob("optim_*.pt"))]
     return metrics, rollouts, weights(run.cwd / "checkpoints" / "global_step_2", 2), optimizer
