@@ -23,7 +23,9 @@ ACCURACY_LOSS = 0.08
 """Loss of training accuracy against the best level so far."""
 PARTING = 0.15
 """Growth of the difference between training and validation accuracy."""
-TEACHER_DISTANCE = 0.1
+GAIN, MASTERED = 0.03, 0.9
+"""Accuracy that has risen by GAIN, or is MASTERED: then half of the change of length is no sign."""
+TEACHER_DISTANCE = 0.06
 """Relative distance of an averaged teacher from its student beyond which it is no teacher of this student."""
 MANY, MANY_MASTERED = 10, 50
 """Steps in a row without distillation, or with one reward for everything; where all is solved, later."""
@@ -73,6 +75,11 @@ def _accuracy(history: History) -> Series:
     return own if len(own) else history["srpo/frac_correct"]
 
 
+def _learns_nothing(history: History) -> bool:
+    values = _accuracy(history)
+    return values.has_trend and values.recent() < min(values.early() + GAIN, MASTERED)
+
+
 def nonfinite(history: History, settings: Settings) -> Sign | None:
     """Loss, gradient or teacher scores that were not finite: the update was skipped."""
     counts = history["srpo/nonfinite_steps"].values
@@ -98,13 +105,17 @@ def length(history: History, settings: Settings) -> Sign | None:
     early, recent = lengths.early(), lengths.recent()
     change = f"responses have {recent:.0f} tokens, {recent / early:.2g} times those of the first {EARLY} steps"
     at_limit = f"; the limit cuts off {cut.recent():.0%}" if len(cut) else ""
-    if _risen(lengths, settings.length_growth * early) or (cut.has_trend and _risen(cut, cut.early() + LIMIT_SHARE)):
+    growth, shrink = settings.length_growth, settings.length_shrink
+    if _learns_nothing(history):
+        growth, shrink = (1 + growth) / 2, (1 + shrink) / 2
+        change += ", and accuracy has not risen"
+    if _risen(lengths, growth * early) or (cut.has_trend and _risen(cut, cut.early() + LIMIT_SHARE)):
         return Sign(
             change + at_limit,
             "read some responses (trainer.rollout_data_dir); look for a reward that pays for length; go back to a "
             "checkpoint from before and lower actor.optim.lr",
         )
-    if _fallen(lengths, settings.length_shrink * early):
+    if _fallen(lengths, shrink * early):
         return Sign(
             change,
             "read some responses (trainer.rollout_data_dir); look for a reward or demonstrations that pay for "
@@ -259,7 +270,7 @@ def teacher(history: History, settings: Settings) -> Sign | None:
             "the student does not move: look at actor/grad_norm and srpo/nonfinite_steps",
             same,
         )
-    if settings.teacher_kind == "ema" and distance.has_trend and distance.recent() > TEACHER_DISTANCE:
+    if settings.teacher_kind == "ema" and distance.recent() > TEACHER_DISTANCE:
         return Sign(
             f"the averaged teacher is {distance.recent():.0%} of the student's norm away from it",
             "the student runs away from its average: lower actor.optim.lr, or raise srpo.teacher.ema_rate",
