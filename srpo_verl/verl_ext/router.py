@@ -73,6 +73,7 @@ class Router:
 
     def route(self, rollouts: Rollouts, step: int) -> RoutedBatch:
         """Route one training step's rollouts. Raises ValueError where a row is not the only output of its session."""
+        _check_rewards(rollouts)
         order = _session_order(rollouts.keys)
         lengths_B = torch.tensor([len(response) for response in rollouts.responses])
         coefficient = self.srpo.schedule.coefficient(step)
@@ -156,6 +157,15 @@ class Router:
         """The verifier's words on a failed attempt, where they are wanted; a correct one needs none."""
         failed = float(rollouts.rewards_B[row]) < self.srpo.success_threshold
         return rollouts.feedback[row] if failed and self.srpo.demonstration.environment_feedback else ""
+
+
+def _check_rewards(rollouts: Rollouts) -> None:
+    bad = (~torch.isfinite(rollouts.rewards_B)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"row {rollouts.keys[bad[0]]}: the reward is {float(rollouts.rewards_B[bad[0]])} ({len(bad)} rows of "
+            f"{len(rollouts.keys)}); the reward function (reward.custom_reward_function) has to return a finite number"
+        )
 
 
 def _session_order(keys: Sequence[str]) -> torch.Tensor:

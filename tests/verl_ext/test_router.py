@@ -166,6 +166,15 @@ def test_several_outputs_of_one_session_are_refused():
         router().route(replace(batch, keys=keys), 0)
 
 
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_named_with_its_row(reward):
+    batch = rollouts(EXAMPLE)
+    rewards = batch.rewards_B.clone()
+    rewards[2] = reward
+    with pytest.raises(ValueError, match=rf"row {batch.keys[2]}: the reward is {reward} .*finite number"):
+        router().route(replace(batch, rewards_B=rewards), 0)
+
+
 def test_a_demonstration_is_the_sibling_s_whole_dialogue_and_no_turn_of_its_own():
     rows = [("q", 0, 1.0, "call<|end|>tool says 42<|end|>it is 42<|end|>"), ("q", 1, 0.0, "no")]
     batch = rollouts(rows)
