@@ -120,7 +120,7 @@ class Started:
 
 def weights(folder: Path, step: int = STEPS) -> dict[tuple[str, ...], torch.Tensor]:
     """Student and teacher of a checkpoint, this rank's parts."""
-    found = {}
+    found: dict[tuple[str, ...], torch.Tensor] = {}
     for part in ("actor", "srpo_teacher"):
         for path in sorted((folder / "checkpoints" / f"global_step_{step}" / part).glob("model_world_size_*.pt")):
             for name, value in torch.load(path, weights_only=True).items():
