@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from srpo_verl.launch.cells import ENTRY
+
 PROMPTS, ROLLOUTS = 16, 8
 """Per training step; the rollouts of a prompt are the configurations' own 8."""
 
@@ -84,5 +86,4 @@ def training_command(
         overrides.append(f"srpo.demonstration.max_prompt_tokens={sizes.teacher_prompt}")
     if distils:
         overrides.append("srpo.distillation.top_k=null")
-    entry = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-path", "pkg://srpo_verl.config"]
-    return [*entry, "--config-name", method, *overrides, f"hydra.run.dir={run}/hydra", *extra]
+    return [sys.executable, *ENTRY[1:], method, *overrides, f"hydra.run.dir={run}/hydra", *extra]

@@ -17,6 +17,7 @@ from pathlib import Path
 from recipes.runner import Training, train
 from recipes.science import make_model
 from srpo_verl.data.__main__ import main as make_data
+from srpo_verl.launch.cells import ENTRY
 from srpo_verl.report.__main__ import main as report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,8 +82,7 @@ def training_command(
         "trainer.logger=[file]",
         f"trainer.default_local_dir={run}/checkpoints",
     ]
-    entry = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-path", "pkg://srpo_verl.config"]
-    return [*entry, "--config-name", "srpo", *overrides, f"hydra.run.dir={run}/hydra", *extra]
+    return [sys.executable, *ENTRY[1:], "srpo", *overrides, f"hydra.run.dir={run}/hydra", *extra]
 
 
 def steps_table(metrics: dict[int, dict[str, float]]) -> str:

@@ -102,8 +102,8 @@ class EngineCalls:
 
     def _outputs(self, batch: TensorDict, logits_MV: torch.Tensor) -> dict[str, torch.Tensor]:
         with self._fused(), self.meter:
-            tokens = ResponseTokens(batch, int(sum(len(row) for row in self._inputs(self.case.lengths()))))
-            tokens.select_logits()
+            length = int(sum(len(row) for row in self._inputs(self.case.lengths())))
+            tokens = ResponseTokens(batch, length, selects=True)
             output = SimpleNamespace(logits=logits_MV[None])
             return self.engine.prepare_model_outputs(output, {TOKENS: tokens}, batch, None)
 

@@ -22,6 +22,7 @@ from recipes.quickstart.make_data import make_data
 from recipes.quickstart.tokenizer import build_tokenizer
 from recipes.runner import train
 from scripts.gpu_check.lines import FAIL, INACTIVE, PASS, Line, guarded, limited
+from srpo_verl.launch.cells import ENTRY
 
 PART = "training"
 STEPS = 3
@@ -145,8 +146,7 @@ def training_command(
         f"hydra.run.dir={run}/hydra",
         *extra,
     ]
-    entry = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-path", "pkg://srpo_verl.config"]
-    return [*entry, "--config-name", "srpo", *overrides]
+    return [sys.executable, *ENTRY[1:], "srpo", *overrides]
 
 
 def steps_of(

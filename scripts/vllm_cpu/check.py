@@ -23,6 +23,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from recipes.quickstart.make_data import make_data
 from recipes.quickstart.tokenizer import build_tokenizer
 from recipes.runner import train
+from srpo_verl.launch.cells import ENTRY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,8 +114,7 @@ def training_command(model: Path, data: Path, run: Path, *, steps: int, ranks: i
         # The buffer of an update lies in /dev/shm; veRL's default is 2 GiB.
         f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes=16",
     ]
-    entry = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-path", "pkg://srpo_verl.config"]
-    return [*entry, "--config-name", "srpo", *overrides, f"hydra.run.dir={run}/hydra", *extra]
+    return [sys.executable, *ENTRY[1:], "srpo", *overrides, f"hydra.run.dir={run}/hydra", *extra]
 
 
 def judge(metrics: Mapping[int, Mapping[str, float]], steps: int) -> list[str]:

@@ -175,9 +175,6 @@ def choose_siblings(
 ) -> torch.Tensor:
     """For every rollout, the index of a correct rollout of its group other than itself; -1 where there is none.
 
-    The correct rollouts of each group are queued in order of preference. A rollout takes the place `pick` of its
-    group's queue, after stepping out of the queue itself.
-
     Args:
         correct_B: bool of shape (B,).
         group_B: int64 of shape (B,), from `group_indices`.
@@ -198,34 +195,25 @@ def choose_siblings(
         lengths_B = torch.as_tensor(lengths_B, device=device)
         if lengths_B.shape != (batch_size,):
             raise ValueError(f"lengths_B must have shape ({batch_size},), got {tuple(lengths_B.shape)}")
-        preference_B = torch.argsort(lengths_B, stable=True)
+        preference = torch.argsort(lengths_B, stable=True).tolist()
     else:
-        preference_B = torch.arange(batch_size, device=device)
-    if batch_size == 0:
-        return torch.empty(0, dtype=torch.int64, device=device)
-
-    # Indices of the correct rollouts, group by group, in order of preference within each: M of them.
-    by_preference_M = preference_B[correct_B[preference_B]]
-    queue_M = by_preference_M[torch.argsort(group_B[by_preference_M], stable=True)]
-    queue_length_B = torch.bincount(group_B[queue_M], minlength=batch_size)  # indexed by group, at most B of them
-    queue_start_B = torch.cumsum(queue_length_B, dim=0) - queue_length_B
-
-    candidates_B = queue_length_B[group_B] - correct_B.long()
-    if select == "random":
+        preference = list(range(batch_size))
+    drawn = [0.0] * batch_size
+    if select == "random" and batch_size > 0:
         draw_device = generator.device if generator is not None else torch.device("cpu")
-        uniform_B = torch.rand(batch_size, generator=generator, dtype=torch.float64, device=draw_device).to(device)
-        pick_B = (uniform_B * candidates_B).long()
-    else:
-        pick_B = torch.zeros_like(group_B)
+        drawn = torch.rand(batch_size, generator=generator, dtype=torch.float64, device=draw_device).tolist()
 
-    own_place_B = torch.full_like(group_B, batch_size)
-    own_place_B[queue_M] = torch.arange(queue_M.shape[0], device=device) - queue_start_B[group_B[queue_M]]
-    pick_B = pick_B + (pick_B >= own_place_B).long()
-
-    sibling_B = torch.full_like(group_B, -1)
-    has_sibling_B = candidates_B > 0
-    sibling_B[has_sibling_B] = queue_M[(queue_start_B[group_B] + pick_B)[has_sibling_B]]
-    return sibling_B
+    # A batch has some hundred rows: lists say it more plainly than tensors, and cost nothing.
+    is_correct, groups = correct_B.tolist(), group_B.tolist()
+    correct_of: dict[int, list[int]] = {}
+    for row in preference:
+        if is_correct[row]:
+            correct_of.setdefault(groups[row], []).append(row)
+    siblings = []
+    for row, group in enumerate(groups):
+        others = [other for other in correct_of.get(group, ()) if other != row]
+        siblings.append(others[int(drawn[row] * len(others))] if others else -1)
+    return torch.tensor(siblings, dtype=torch.int64, device=device)
 
 
 def group_indices(group_ids: Sequence[Hashable] | torch.Tensor | Any, batch_size: int) -> torch.Tensor:

@@ -72,9 +72,10 @@ class SrpoEngine(FSDPEngineWithLMHead):
         if _is_stock(micro_batch):
             _refuse_teacher(micro_batch)
         else:
-            tokens = ResponseTokens(micro_batch, inputs["input_ids"].shape[1])
-            if self._projects_selected_positions:
-                inputs["logits_to_keep"] = tokens.select_logits()
+            selects = self._projects_selected_positions
+            tokens = ResponseTokens(micro_batch, inputs["input_ids"].shape[1], selects=selects)
+            if tokens.columns is not None:
+                inputs["logits_to_keep"] = tokens.columns
             output_args[TOKENS] = tokens
         return inputs, output_args
 

@@ -25,13 +25,16 @@ class ResponseTokens:
 
     positions: torch.Tensor | None
     """Rows of the flattened logits that predict the M tokens, on the host; None: all rows, in order."""
+    columns: torch.Tensor | None
+    """Columns of the input whose logits are computed, on the device; None: all."""
 
-    def __init__(self, batch: TensorDict, model_length: int):
+    def __init__(self, batch: TensorDict, model_length: int, *, selects: bool):
         """
         Args:
             batch: with jagged `input_ids` (prompt + response) and `responses`; SDPO_ROW, where rows are distilled.
             model_length: positions per row of the model's input: of this rank's slice of the packed sequence (the
                 padding of the last slice included), or of each padded row.
+            selects: whether the model computes the logits of some columns alone.
         """
         self.inputs, self.responses, self.device = batch["input_ids"], batch["responses"], batch["input_ids"].device
         self.num_columns = model_length
@@ -52,6 +55,7 @@ class ResponseTokens:
             self.positions = self.packed_index_N
         else:
             self.positions = response_logit_index(self.input_lengths, self.lengths, every_row, model_length)
+        self.columns = self._select() if selects else None
 
     @property
     def is_distilled_N(self) -> torch.Tensor:
@@ -60,9 +64,9 @@ class ResponseTokens:
         flags = torch.tensor([row in distilled for row in range(len(self.lengths))])
         return flags.repeat_interleave(torch.tensor(self.lengths))
 
-    def select_logits(self) -> torch.Tensor:
-        """Columns of the input whose logits are needed; from now on the logits are those of these columns only."""
-        assert self.positions is not None, "the logits are selected already"
+    def _select(self) -> torch.Tensor:
+        """The columns that are needed; `positions` then are rows of their logits."""
+        assert self.positions is not None
         if len(self.positions) == 0:  # no token of this rank's slice is wanted, but the projection must not be empty
             return torch.zeros(1, dtype=torch.int64, device=self.device)
         if self.packed:

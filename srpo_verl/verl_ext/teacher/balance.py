@@ -41,7 +41,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Work:
+class Portion:
     """What this rank scores: its own sequences that stay, then those of others."""
 
     sequences: list[Sequence]
@@ -71,7 +71,7 @@ class Work:
         return [scored[index] for index, task in enumerate(self.tasks) if task.owner == me]
 
 
-def share(held: list[Sequence], group: dist.ProcessGroup) -> Work:
+def share(held: list[Sequence], group: dist.ProcessGroup) -> Portion:
     """Move sequences between ranks so that all have about as many teacher tokens. A collective.
 
     With the full vocabulary as support nothing moves: T * V log-probs would have to travel back.
@@ -97,7 +97,7 @@ def share(held: list[Sequence], group: dist.ProcessGroup) -> Work:
     tensors = iter(_exchange(outgoing, incoming, group))
     mine |= {index: Sequence(-1, next(tensors), tasks[index].response, next(tensors)) for index in awaited}
     sequences = [mine[index] for index in _kept_then_received(tasks, scorers, me)]
-    return Work(sequences, tasks, scorers, width, group)
+    return Portion(sequences, tasks, scorers, width, group)
 
 
 def assign(tasks: list[Task], num_ranks: int) -> list[int]:
