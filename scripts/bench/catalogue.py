@@ -40,7 +40,7 @@ IMPLEMENTATIONS = {
     ),
     "eager": Implementation(SAME, lambda: work.eager, "srpo"),
     "eager_labels": Implementation(
-        SAME_LABELS, lambda: partial(work.eager, with_labels=True), "srpo_labels", labels=True
+        SAME_LABELS, lambda: partial(work.eager, with_labels=True), "srpo_engine", labels=True
     ),
     "eager_cast": Implementation(
         "the same, logits cast to fp32 first",
@@ -52,7 +52,7 @@ IMPLEMENTATIONS = {
         "a bare torch.logsumexp of the teacher's logits", lambda: work.logsumexp, "srpo", memory=False
     ),
     "trl": Implementation(SAME, others.trl, "srpo", "trl"),
-    "trl_labels": Implementation(SAME_LABELS, lambda: others.trl(with_labels=True), "srpo_labels", "trl", labels=True),
+    "trl_labels": Implementation(SAME_LABELS, lambda: others.trl(with_labels=True), "srpo_engine", "trl", labels=True),
 }
 
 

@@ -69,9 +69,11 @@ class Clock:
 Work = Callable[[Inputs, Clock], Result]
 
 
-def make_inputs(num_tokens: int, vocab: int, k: int, dtype: torch.dtype, device: torch.device) -> Inputs:
+def make_inputs(
+    num_tokens: int, vocab: int, k: int, dtype: torch.dtype, device: torch.device, seed: int = 0
+) -> Inputs:
     """Logits with a head of likely tokens, and a teacher that differs from the student a little on all of them."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     student, teacher = (torch.empty(num_tokens, vocab, dtype=dtype, device=device) for _ in range(2))
     likely = min(vocab, 20)
     # Row by row: no second tensor of that size is ever there.

@@ -1,6 +1,6 @@
 """The compiled passes, on the CPU's Inductor: same results as the plain ones.
 
-Not tested: that a pass becomes one kernel. Inductor's own count on a CPU is of parts of a C++ kernel.
+Kernels and bytes: tests/scripts/test_count_kernels.py.
 """
 
 import math

@@ -53,8 +53,8 @@ def test_command_writes_the_csv_and_the_figure(measured, rows):
     assert status == 0
     assert (out / "images" / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert list(rows[0]) == [field.name for field in fields(Row)]
-    page = PAGE.read_text()
-    assert all(f"`{name}`" in page for name in rows[0]), "a column that docs/performance.md does not name"
+    page = (PAGE.parent / "performance" / "README.md").read_text()
+    assert all(f"`{name}`" in page for name in rows[0]), "a column that docs/performance/README.md does not name"
 
 
 def test_every_implementation_in_every_phase(rows):
@@ -88,7 +88,7 @@ def test_check_fails_where_a_limit_is_missed(name, monkeypatch, tmp_path, capsys
         "rounds": [
             {
                 "seconds": {
-                    **{which: dict.fromkeys(work.STAGES, 0.1) for which in ("srpo", "srpo_labels")},
+                    **{which: dict.fromkeys(work.STAGES, 0.1) for which in (*GROWTH, "srpo_labels")},
                     **{which: dict.fromkeys(work.STAGES, 1.0) for which in ("eager", "eager_labels")},
                     "logsumexp": {"teacher": 0.2},
                 },
@@ -97,7 +97,7 @@ def test_check_fails_where_a_limit_is_missed(name, monkeypatch, tmp_path, capsys
                 "exp": 1e9,
             }
         ],
-        "errors": {"srpo": (1e-6, 1e-6), "srpo_labels": (1e-6, 1e-6)},
+        "errors": dict.fromkeys(GROWTH, (1e-6, 1e-6)),
         "not_run": {},
         "load": 0.0,
         "extra": {},
@@ -206,7 +206,7 @@ def test_page_states_the_limits():
 
 def test_limits_by_device(monkeypatch):
     monkeypatch.setattr(results.Path, "read_text", lambda path: "vendor_id\t: GenuineIntel\n")
-    assert results.limits_for("cpu") == LIMITS | {"pipeline / eager": 0.25}
-    assert results.limits_for("cuda") == LIMITS | {"pipeline / eager": 0.65}
+    assert results.limits_for("cpu") == LIMITS | dict.fromkeys(results.RATIOS, 0.25)
+    assert results.limits_for("cuda") == LIMITS | dict.fromkeys(results.RATIOS, 0.65)
     monkeypatch.setattr(results.Path, "read_text", lambda path: "vendor_id\t: AuthenticAMD\n")
     assert results.limits_for("cpu") == LIMITS

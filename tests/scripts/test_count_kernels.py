@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor import compile_fx, metrics
+from torch._inductor.utils import fresh_cache
 
 from scripts import count_kernels
 from scripts.bench.engine_calls import Case
 from scripts.bench.meter import Meter
+from srpo_verl.algos import compiled_passes
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
@@ -102,3 +105,44 @@ def test_page_states_the_limits():
     page = PAGE.read_text()
     for name, limit in count_kernels.LIMITS.items():
         assert re.search(rf"^\| {re.escape(name)} \| {limit:g} \|", page, re.MULTILINE), name
+
+
+COLUMNS = {
+    compiled_passes._sums: 3,
+    compiled_passes._sums_and_entropy: 3,
+    compiled_passes._gradient: 2,
+    compiled_passes._entropy_gradient: 4,
+    compiled_passes._gradient_in_place: 2,
+    compiled_passes._entropy_gradient_in_place: 4,
+}
+"""Every function that is compiled, and how many values per row it takes or leaves."""
+ELSEWHERE = (compiled_passes._gradient, compiled_passes._entropy_gradient)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", COLUMNS, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_compiler_makes_one_kernel_that_moves_what_is_counted(function, dtype, monkeypatch):
+    """Inductor's own account of its code, on the CPU: as many kernels and bytes as the meter takes for granted."""
+    rows, vocab = 16, 2**14
+
+    def arguments(device):
+        logits = torch.zeros(1 + (function in ELSEWHERE), rows, vocab, dtype=dtype, device=device)
+        return [*logits, 0.7, *torch.zeros(COLUMNS[function], rows, 1, device=device)]
+
+    # It counts only if somebody wants to read it.
+    monkeypatch.setattr(compile_fx.inductor_metrics_log, "isEnabledFor", lambda level: True)
+    torch._dynamo.reset()
+    metrics.reset()
+    with fresh_cache():
+        torch.compile(function, dynamic=True, fullgraph=True)(*arguments("cpu"))
+    assert len(metrics.nodes_num_elem) == 1  # what is left after fusion are the kernels
+    meter, given = Meter(), arguments("meta")
+    with meter:
+        meter.fused(function)(*given)
+    one_pass = rows * vocab * dtype.itemsize
+    # It counts a tensor that is overwritten as read, too. The engine's gradients are written in place.
+    overwritten = one_pass if function in ELSEWHERE else 0
+    assert metrics.num_bytes_accessed - overwritten == pytest.approx(meter.count.bytes, rel=2e-3)
+    # Every logit is read once, and written at most once.
+    assert meter.count.bytes / one_pass == pytest.approx(1 if "sums" in function.__name__ else 2, rel=2e-3)

@@ -12,14 +12,16 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.multiprocessing as mp
 
 from srpo_verl import cpu
+from srpo_verl.algos import device
 
 STEPS = 2
 VERL_METRICS = ("grad_norm", "kl_loss", "actor/ppo_kl", "actor/pg_clipfrac", "actor/pg_clipfrac_lower")
@@ -58,6 +60,13 @@ class Case:
     rewards: list[float] = field(default_factory=lambda: list(REWARDS))
     # In the last step one of the teacher's logits is NaN, on the first rank alone.
     spoilt: bool = False
+    # A name of PASSES: by which passes over the logits it is computed.
+    passes: str = "cpu"
+
+
+PASSES = {"cpu": device.CPU, "accelerator": device.ACCELERATOR, "compiled": device.COMPILED}
+"""All that `device.passes_for` chooses from; the tensors stay on the CPU."""
+COMPILE = "srpo.kernels.compile=true"
 
 
 def batch_tensors(
@@ -143,7 +152,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
     from srpo_verl.verl_ext import fields
     from srpo_verl.verl_ext.nested import filler, jagged
 
-    config = compose(case.overrides, model)
+    config = compose([*case.overrides, *([COMPILE] if case.passes == "compiled" else [])], model)
     worker = _worker(config)
 
     rewards, srpo = torch.tensor(case.rewards), parse(config.srpo)
@@ -369,15 +378,27 @@ def _rank_main(rank: int, world_size: int, port: int, cases: list[Case], model: 
     cpu.activate()
     for case in cases:
         torch.manual_seed(0)
-        result = _run_case(case, model, out, rank, world_size)
+        passes = PASSES[case.passes]
+        with (
+            mock.patch.object(device, "CPU", device.CPU if case.passes == "compiled" else passes),
+            mock.patch.object(type(passes), "sweep", autospec=True, side_effect=type(passes).sweep) as sweep,
+        ):
+            result = _run_case(case, model, out, rank, world_size)
+        assert sweep.called, f"{case.name} was not computed by the passes named {case.passes}"
         if rank == 0:
             torch.save(result, out / f"{case.name}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def run_cases(cases: list[Case], world_size: int, model: Path, out: Path, timeout: float = 400) -> dict[str, dict]:
-    """Run every case on `world_size` ranks; return their results by name. A rank that hangs fails the test."""
+def run_cases(
+    cases: list[Case], world_size: int, model: Path, out: Path, timeout: float = 400, passes: str = "cpu"
+) -> dict[str, dict]:
+    """Run every case on `world_size` ranks; return their results by name. A rank that hangs fails the test.
+
+    `passes` are those of the cases that ask for none.
+    """
+    cases = [replace(case, passes=case.passes if case.passes != "cpu" else passes) for case in cases]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -43,10 +43,10 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(model, tmp_path_factory):
+def results(passes, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    one = harness.run_cases([*ONE_RANK, *ROUTINGS], 1, model, out)
-    return one | harness.run_cases(TWO_RANKS, 2, model, out)
+    one = harness.run_cases([*ONE_RANK, *ROUTINGS], 1, model, out, passes=passes)
+    return one | harness.run_cases(TWO_RANKS, 2, model, out, passes=passes)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 The adapter on disk has a B that is not zero and a rank that two ranks cannot share evenly.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -100,14 +102,15 @@ def adapter(model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(model, adapter, tmp_path_factory):
+def results(passes, model, adapter, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
     lora = [f"{MODEL}.lora_rank={RANK}", f"{MODEL}.lora_adapter_path={adapter}"]
     one_rank, two_ranks = [*ONE_RANK, *KINDS, *KL_ONE_RANK, *IN_BF16], [*TWO_RANKS, *KL_TWO_RANKS]
-    for case in [*one_rank, *two_ranks]:
-        case.overrides = [*case.overrides, *lora]
-    one = harness.run_cases(one_rank, 1, model, out)
-    return one | harness.run_cases(two_ranks, 2, model, out)
+    one_rank, two_ranks = (
+        [replace(case, overrides=[*case.overrides, *lora]) for case in cases] for cases in (one_rank, two_ranks)
+    )
+    one = harness.run_cases(one_rank, 1, model, out, passes=passes)
+    return one | harness.run_cases(two_ranks, 2, model, out, passes=passes)
 
 
 def lora_oracle(model, adapter, **settings):

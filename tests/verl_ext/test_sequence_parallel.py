@@ -37,8 +37,8 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(model, tmp_path_factory):
-    return harness.run_cases(CASES, 2, model, tmp_path_factory.mktemp("results"))
+def results(passes, model, tmp_path_factory):
+    return harness.run_cases(CASES, 2, model, tmp_path_factory.mktemp("results"), passes=passes)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""Errors of the functions over logits against float64, by device: ``python -m scripts.kernel_errors``.
+
+The passes of a CPU and those of an accelerator (`srpo_verl.algos.device`) compute the same logits, both on the CPU, in
+shapes that no block size divides. What counts is what the arithmetic of a device adds, so each is compared with the
+other; the reference shares no line with either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from unittest import mock
+
+import torch
+
+from scripts.bench import work
+from scripts.bench.results import table
+from srpo_verl.algos import device
+from srpo_verl.functional import score_teacher, token_losses, topk_support
+
+PASSES = {"cpu": device.CPU, "accelerator": device.ACCELERATOR}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHAPES = ((3, 47, 5), (31, 123, 31), (47, 31, 3), (123, 1009, 47), (3, 32003, 100))
+"""(N, V, K)."""
+QUANTITIES = ("log-probs", "divergence", "entropy", "teacher log-probs", "teacher entropy", "gradient")
+AT_MOST = 1.1
+"""Root mean square of an accelerator's errors over that of a CPU's: other roundings, not larger ones."""
+
+
+def computed(inputs: work.Inputs, support: torch.Tensor, passes: device.Passes) -> list[torch.Tensor]:
+    """QUANTITIES of every token, by the shipped functions."""
+    logits = inputs.student.detach().requires_grad_()
+    with mock.patch.object(device, "CPU", passes):
+        log_q, teacher_entropy = score_teacher(inputs.teacher, support)
+        losses = token_losses(
+            logits,
+            inputs.labels,
+            distilled_N=is_distilled(inputs),
+            support_SK=support[is_distilled(inputs)],
+            teacher_log_probs_SK=log_q[is_distilled(inputs)],
+            alpha=work.ALPHA,
+            with_entropy=True,
+        )
+        total = losses.log_probs_N.sum() + losses.divergence_N.sum() + losses.entropy_N.sum()
+        (grad,) = torch.autograd.grad(total, logits)
+    return [losses.log_probs_N, losses.divergence_N, losses.entropy_N, log_q, teacher_entropy, grad]
+
+
+def exact(inputs: work.Inputs, support: torch.Tensor) -> list[torch.Tensor]:
+    """The same in float64: softmax, bucket probabilities, autograd."""
+    logits, teacher = inputs.student.double().requires_grad_(), inputs.teacher.double()
+    log_p, log_q = torch.log_softmax(logits, -1), torch.log_softmax(teacher, -1)
+    entropy = torch.special.entr(log_p.exp()).sum(-1)
+    rest = torch.ones_like(logits).scatter(-1, support, 0.0)
+    p, q = (
+        torch.cat([log.exp().gather(-1, support), (log.exp() * rest).sum(-1, keepdim=True)], -1)
+        for log in (log_p, log_q)
+    )
+    m = (1.0 - work.ALPHA) * p + work.ALPHA * q
+    divergence = (1.0 - work.ALPHA) * torch.xlogy(p, p / m).sum(-1) + work.ALPHA * torch.xlogy(q, q / m).sum(-1)
+    divergence = torch.where(is_distilled(inputs), divergence, 0.0)
+    log_probs = log_p.gather(-1, inputs.labels[:, None])[:, 0]
+    (grad,) = torch.autograd.grad((log_probs + divergence + entropy).sum(), logits)
+    teacher_entropy = torch.special.entr(log_q.exp()).sum(-1)
+    return [log_probs, divergence, entropy, log_q.gather(-1, support), teacher_entropy, grad]
+
+
+def is_distilled(inputs: work.Inputs) -> torch.Tensor:
+    """Two tokens of five."""
+    return torch.arange(len(inputs.labels)) % 5 < 2
+
+
+def errors(dtype: torch.dtype, seeds: int) -> dict[str, dict[str, tuple[float, float]]]:
+    """By passes and quantity: (root mean square, largest) of the errors over all shapes.
+
+    In nats; of the gradient over the largest entry of its row.
+    """
+    found: dict[str, dict[str, list[torch.Tensor]]] = {name: {which: [] for which in QUANTITIES} for name in PASSES}
+    for inputs in _cases(dtype, seeds):
+        support = topk_support(inputs.student, inputs.k)
+        wanted = [values.detach() for values in exact(inputs, support)]
+        scale = wanted[-1].abs().amax(-1, keepdim=True)
+        for name, passes in PASSES.items():
+            for which, got, want in zip(QUANTITIES, computed(inputs, support, passes), wanted, strict=True):
+                error = (got.detach().double() - want) / (scale if which == "gradient" else 1.0)
+                found[name][which].append(error.flatten())
+    return {
+        name: {
+            which: (float(torch.cat(values).square().mean().sqrt()), float(torch.cat(values).abs().max()))
+            for which, values in by_quantity.items()
+        }
+        for name, by_quantity in found.items()
+    }
+
+
+def _cases(dtype: torch.dtype, seeds: int) -> Iterator[work.Inputs]:
+    for seed in range(seeds):
+        for tokens, vocab, k in SHAPES:
+            yield work.make_inputs(tokens, vocab, k, dtype, torch.device("cpu"), seed)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. 1: --check, and an accelerator's errors are larger than a CPU's."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.kernel_errors", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--check", action="store_true", help="exit with 1 if an accelerator's errors are the larger")
+    args = parser.parse_args(arguments)
+    lines, larger = [], []
+    for name, dtype in DTYPES.items():
+        found = errors(dtype, args.seeds)
+        for which in QUANTITIES:
+            (cpu, cpu_worst), (other, other_worst) = found["cpu"][which], found["accelerator"][which]
+            lines.append([name, which, *(f"{value:.2g}" for value in (cpu, other, cpu_worst, other_worst))])
+            larger += [f"{name}, {which}: {other / cpu:.2f}"] if other > AT_MOST * cpu else []
+    head = ["dtype", "of", "rms, CPU", "rms, accelerator", "largest, CPU", "largest, accelerator"]
+    print(table(head, lines))
+    for line in larger:
+        print(f"larger than a CPU's: {line}", file=sys.stderr)
+    return 1 if args.check and larger else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
