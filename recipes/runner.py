@@ -26,6 +26,7 @@ class Training:
     """What a finished run left."""
 
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)  # by step
+    processor_seconds: dict[int, float] = field(default_factory=dict)  # of all processes up to a step
     peak_bytes: int = 0  # of all processes together
     seconds: float = 0.0
 
@@ -60,6 +61,7 @@ def train(command: list[str], run: Path, *, steps: int, timeout: float, held_out
         try:
             for entry in _follow(metrics_file, process, started + timeout):
                 training.metrics.setdefault(entry["step"], {}).update(entry["data"])
+                training.processor_seconds[entry["step"]] = sum(map(_processor_seconds, processes(process.pid)))
                 print(_progress(entry["step"], steps, entry["data"], held_out, started), flush=True)
         except TimeoutError:
             sys.exit(f"the trainer did not finish within {timeout:.0f} s; its log: {log}\n{_tail(log)}")
@@ -120,6 +122,15 @@ def _progress(step: int, steps: int, metrics: dict[str, float], held_out: str, s
     if held_out in metrics:
         parts.append(f"HELD-OUT ACCURACY {metrics[held_out]:.2f}")
     return "  ".join(parts) + f"  [{time.monotonic() - started:4.0f} s]"
+
+
+def _processor_seconds(process: psutil.Process) -> float:
+    """What a process has used so far, its children that have ended included."""
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system + times.children_user + times.children_system
 
 
 class _MemoryWatch(threading.Thread):

@@ -61,8 +61,6 @@ def training_command(
         f"data.max_response_length={sizes.response}",
         f"actor_rollout_ref.model.path={model}",
         "actor_rollout_ref.model.enable_gradient_checkpointing=false",
-        # Without flash-attention, packed rows attend to a whole micro-batch's length: padding costs less here.
-        "actor_rollout_ref.model.use_remove_padding=false",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=4096",
         f"actor_rollout_ref.actor.optim.lr={learning_rate:g}",

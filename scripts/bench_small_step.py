@@ -39,20 +39,26 @@ def summarize(metrics: Mapping[int, Mapping[str, float]], skip: int) -> list[tup
     return rows
 
 
+def processor_time(so_far: Mapping[int, float], skip: int) -> float:
+    """Mean of the steps after the first `skip`, from what all processes had used at the end of each step."""
+    first, last = skip, max(so_far)
+    return (so_far[last] - so_far[first]) / (last - first)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench_small_step", help="folder of the run")
     parser.add_argument("--method", choices=METHODS, default="srpo")
     parser.add_argument("--steps", type=int, default=30, help="training steps")
-    parser.add_argument("--skip", type=int, default=5, help="first steps that are not counted")
+    parser.add_argument("--skip", type=int, default=5, help="first steps that are not counted, at least 1")
     parser.add_argument("--ranks", type=int, default=1, help="FSDP ranks")
     parser.add_argument("--warmup-steps", type=int, default=150, help="supervised steps that make the model")
     parser.add_argument("--timeout", type=float, default=900, help="seconds the training may take")
     parser.add_argument("overrides", nargs="*", help="further Hydra overrides")
     args = parser.parse_args(arguments)
-    if args.steps <= args.skip:
-        parser.error(f"--steps {args.steps} leaves nothing to count after --skip {args.skip}")
+    if not 1 <= args.skip < args.steps:
+        parser.error(f"--skip {args.skip}: at least the first step is left out, and not all {args.steps}")
 
     out = args.out.resolve()
     run = out / f"run-{args.method}"
@@ -71,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\nseconds: median of {args.steps - args.skip} steps, 20th and 80th percentile")
     for label, median, low, high in summarize(training.metrics, args.skip):
         print(f"{label:34} {median:6.3f}  ({low:.3f} to {high:.3f})")
+    print(f"{'processor time, all processes':34} {processor_time(training.processor_seconds, args.skip):6.3f}  (mean)")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Errors of the functions over logits against float64, by device: ``python -m scripts.kernel_errors``.
 
 The passes of a CPU and those of an accelerator (`srpo_verl.algos.device`) compute the same logits, both on the CPU, in
-shapes that no block size divides. What counts is what the arithmetic of a device adds, so each is compared with the
-other; the reference shares no line with either.
+shapes that no block size divides; the reference shares no line with either. On an accelerator the kernels are others,
+torch's softmax above all: what is compared here are the formulas.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from scripts.bench import work
-from scripts.bench.results import table
+from scripts.bench.results import LIMITS, table
 from srpo_verl.algos import device
 from srpo_verl.functional import score_teacher, token_losses, topk_support
 
@@ -24,8 +24,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SHAPES = ((3, 47, 5), (31, 123, 31), (47, 31, 3), (123, 1009, 47), (3, 32003, 100))
 """(N, V, K)."""
 QUANTITIES = ("log-probs", "divergence", "entropy", "teacher log-probs", "teacher entropy", "gradient")
-AT_MOST = 1.1
-"""Root mean square of an accelerator's errors over that of a CPU's: other roundings, not larger ones."""
+AT_MOST = 2e-5
+"""The largest error in nats, of either; the same limit as in `scripts.bench_kernels`, as for the gradient."""
 
 
 def computed(inputs: work.Inputs, support: torch.Tensor, passes: device.Passes) -> list[torch.Tensor]:
@@ -100,24 +100,32 @@ def _cases(dtype: torch.dtype, seeds: int) -> Iterator[work.Inputs]:
             yield work.make_inputs(tokens, vocab, k, dtype, torch.device("cpu"), seed)
 
 
+def limit(which: str, dtype: torch.dtype) -> float:
+    """The largest error that is allowed."""
+    if which != "gradient":
+        return AT_MOST
+    return LIMITS["gradient error, float32" if dtype == torch.float32 else "gradient error, bfloat16"]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. 1: --check, and an accelerator's errors are larger than a CPU's."""
+    """The command. 1: --check, and an error is larger than its limit."""
     parser = argparse.ArgumentParser(prog="python -m scripts.kernel_errors", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--check", action="store_true", help="exit with 1 if an accelerator's errors are the larger")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a limit is missed")
     args = parser.parse_args(arguments)
-    lines, larger = [], []
+    lines, missed = [], []
     for name, dtype in DTYPES.items():
         found = errors(dtype, args.seeds)
         for which in QUANTITIES:
             (cpu, cpu_worst), (other, other_worst) = found["cpu"][which], found["accelerator"][which]
-            lines.append([name, which, *(f"{value:.2g}" for value in (cpu, other, cpu_worst, other_worst))])
-            larger += [f"{name}, {which}: {other / cpu:.2f}"] if other > AT_MOST * cpu else []
+            lines.append([name, which, *(f"{value:.1e}" for value in (cpu, other, cpu_worst, other_worst))])
+            most = limit(which, dtype)
+            missed += [f"{name}, {which}: at most {most:g}"] if max(cpu_worst, other_worst) > most else []
     head = ["dtype", "of", "rms, CPU", "rms, accelerator", "largest, CPU", "largest, accelerator"]
     print(table(head, lines))
-    for line in larger:
-        print(f"larger than a CPU's: {line}", file=sys.stderr)
-    return 1 if args.check and larger else 0
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
+    return 1 if args.check and missed else 0
 
 
 if __name__ == "__main__":

@@ -46,6 +46,12 @@ def activate() -> None:
     import_module("srpo_verl.cpu.shims").apply()
     register_post_import_hook(_add_server_adapter, "verl.workers.rollout.base")
     register_post_import_hook(_add_replica, "verl.workers.rollout.replica")
+    register_post_import_hook(_add_attention, "transformers.modeling_utils")
+
+
+def _add_attention(module: ModuleType) -> None:
+    """Make `model.override_config.attn_implementation=packed_sdpa` known wherever a model is built."""
+    import_module("srpo_verl.cpu.attention").register()
 
 
 def _add_server_adapter(module: ModuleType) -> None:

@@ -7,6 +7,7 @@ TransferQueue, stays veRL's.
 """
 
 import asyncio
+import gc
 import hashlib
 import json
 import logging
@@ -128,6 +129,9 @@ class _BatchWorker(_UndecoratedWorker):
             llm_client = RoundClient(llm_client, [server_name(ROLLOUT_NAME, rank) for rank in range(replicas)])
         super().__init__(config, llm_client, *args, **kwargs)
         self._single_turn: _SingleTurn | None = None
+        # A collection looks at every object there is, for a third of a second after the imports; those stay anyway.
+        gc.collect()
+        gc.freeze()
 
     async def generate_sequences(self, batch: TensorDict) -> None:
         """Sample, score and store a batch. Unlike veRL's, it returns when that is done."""

@@ -24,6 +24,7 @@ from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
 from srpo_verl.cpu import sampler
+from srpo_verl.cpu.attention import PACKED_ATTENTION
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "WARN"))
@@ -127,6 +128,8 @@ class HFServer:
         self._ready = self.config.load_format != "dummy"
         dtype = PrecisionType.to_dtype(self.config.dtype)
         hf_config = self.model_config.hf_config
+        if hf_config._attn_implementation == PACKED_ATTENTION:  # nothing is packed here
+            hf_config._attn_implementation = "sdpa"
         if self._ready:
             self.model = AutoModelForCausalLM.from_pretrained(
                 self.model_config.local_path, config=hf_config, dtype=dtype

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from srpo_verl.cpu.kv_cache import close_gaps, spread
+
 STOP = "stop"
 LENGTH = "length"
 
@@ -151,9 +153,13 @@ def generate(
     uniforms = [_uniforms(request) for request in requests]
 
     rows = list(range(len(requests)))  # the request that each row of the batch belongs to
-    ids_BP, mask_BP = _left_pad([request.prompt_ids for request in requests], pad_token_id)
+    # Prompts are computed once, whoever shares them.
+    number = {prompt: place for place, prompt in enumerate(dict.fromkeys(request.prompt_ids for request in requests))}
+    prompts_B = torch.tensor([number[request.prompt_ids] for request in requests])
+    ids_BP, mask_BP = _left_pad(list(number), pad_token_id)
     positions_BP = (mask_BP.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
+    is_prompt = True
     while True:
         output = model(
             input_ids=ids_BP,
@@ -164,6 +170,10 @@ def generate(
             logits_to_keep=1,
         )
         logits_BV = output.logits[:, -1].float()
+        if is_prompt:
+            spread(cache, prompts_B)
+            logits_BV, mask_BP, positions_BP = logits_BV[prompts_B], mask_BP[prompts_B], positions_BP[prompts_B]
+            is_prompt = False
         if not logits_BV.isfinite().all():
             raise FloatingPointError("the rollout model's logits are not finite")
 
@@ -184,10 +194,9 @@ def generate(
             return [Completion(*row) for row in zip(tokens, log_probs, reasons, strict=True)]
 
         if len(going) < len(rows):
-            kept = torch.tensor(going)
-            cache.batch_select_indices(kept)
-            mask_BP, positions_BP = mask_BP[kept], positions_BP[kept]
-            rows = [rows[row] for row in going]
+            order = close_gaps(cache, going)
+            mask_BP, positions_BP = mask_BP[order], positions_BP[order]
+            rows = [rows[row] for row in order]
         ids_BP = torch.tensor([[tokens[index][-1]] for index in rows])
         mask_BP = torch.cat([mask_BP, mask_BP.new_ones(len(rows), 1)], dim=1)
         positions_BP = positions_BP[:, -1:] + 1

@@ -22,11 +22,12 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         f"{_TRAINER}._init_tokenizer": "checks what depends on the model; makes the router with the prompt builder of "
         "veRL's agent loops",
         f"{_TRAINER}._init_resource_pool_mgr": "names `SrpoWorker`",
-        f"{_TRAINER}._balance_batch": "routes before the rows are balanced",
+        f"{_TRAINER}._balance_batch": "routes before the rows are balanced; on one rank there is nothing to balance",
         f"{_TRAINER}._init_dataloader": "checks the column of reference solutions",
         f"{_TRAINER}._compute_old_log_prob": "asks for the support; workers fetch tensors only",
         f"{_TRAINER}._compute_ref_log_prob": "workers fetch tensors only",
         f"{_TRAINER}._compute_advantage": "advantages of the routing",
+        f"{_TRAINER}.on_train_begin": "keeps what is there by then out of garbage collections",
         f"{_TRAINER}._update_actor": "tells the workers whether any row is distilled; renames metrics",
     },
     "srpo_verl.verl_ext.clock:TimedTrainer": {
@@ -140,6 +141,7 @@ RELIED_ON: dict[str, str] = {
     "verl.workers.engine.base:EngineRegistry.new": "hands the engine its settings",
     # a step
     f"{_TRAINER}._step_once": "order of a step: balance, old log-probs, advantage, update",
+    f"{_TRAINER}._get_required_batch_multiple": "how many rows a batch is filled up to",
     f"{_TRAINER}.fit": "order of steps, checkpoints, validations; hooks; total_training_steps",
     f"{_TRAINER}._build_replay_buffer": "compares the mode with sync",
     "verl.trainer.ppo.v1.utils:compute_advantage_for_multi_trajectories": "the path of an estimator that is not grpo",
@@ -205,6 +207,7 @@ IMPORTED: tuple[str, ...] = (
     "verl.trainer.ppo.core_algos:kl_penalty",
     "verl.trainer.ppo.core_algos:register_adv_est",
     "verl.trainer.ppo.core_algos:register_policy_loss",
+    "verl.trainer.ppo.padding_utils:upsample_batch_to_divisible_size",
     "verl.trainer.ppo.utils:Role",
     "verl.trainer.ppo.utils:need_critic",
     "verl.trainer.ppo.utils:need_reference_policy",
@@ -230,6 +233,7 @@ IMPORTED: tuple[str, ...] = (
     "verl.utils.profiler:simple_timer",
     "verl.utils.rollout_trace:rollout_trace_attr",
     "verl.utils.rollout_trace:rollout_trace_op",
+    "verl.utils.seqlen_balancing:log_seqlen_unbalance",
     "verl.utils.tensordict_utils:assign_non_tensor",
     "verl.utils.tensordict_utils:get",
     "verl.utils.tensordict_utils:get_non_tensor_data",

@@ -106,8 +106,9 @@ class Router:
             demonstrations.of(row, int(routing.sibling_B[row])) if bool(asks_B[row]) else None
             for row in range(len(rollouts.keys))
         ]
+        made: dict[tuple[str | None, ...], Reprompt] = {}  # rows of a prompt that are shown the same have the same
         reprompts = [
-            self._reprompt(rollouts, row, demonstration) if demonstration is not None else None
+            self._reprompt(rollouts, row, demonstration, made) if demonstration is not None else None
             for row, demonstration in enumerate(shown)
         ]
         metrics = {
@@ -134,13 +135,22 @@ class Router:
             show=self.srpo.demonstration.show,
         )
 
-    def _reprompt(self, rollouts: Rollouts, row: int, demonstration: Shown) -> Reprompt:
+    def _reprompt(
+        self, rollouts: Rollouts, row: int, demonstration: Shown, made: dict[tuple[str | None, ...], Reprompt]
+    ) -> Reprompt:
+        feedback = self.text.inert(self._feedback(rollouts, row))
+        key = rollouts.uids[row], demonstration.source, demonstration.text, feedback
+        if key not in made:
+            made[key] = self._render(rollouts, row, demonstration, feedback)
+        return made[key]
+
+    def _render(self, rollouts: Rollouts, row: int, demonstration: Shown, feedback: str) -> Reprompt:
         if demonstration.source == NOTHING:
             return Reprompt(self.render(rollouts.messages[row], rollouts.tools[row]), truncated=False)
         return build_reprompt(
             rollouts.messages[row],
             demonstration.text,
-            self.text.inert(self._feedback(rollouts, row)),
+            feedback,
             render=lambda messages: self.render(messages, rollouts.tools[row]),
             max_prompt_tokens=self.srpo.demonstration.max_prompt_tokens,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -11,9 +12,11 @@ import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
 from srpo_verl.config.check import check_run
 from srpo_verl.errors import ConfigError
@@ -43,6 +46,10 @@ WORKER_PREFIX = "actor/srpo/"
 """veRL puts "actor/" before every metric of the update."""
 MULTI_MODAL_INPUTS = "multi_modal_inputs"
 """veRL's only field for its workers that is not a tensor: what a processor made of a row's images."""
+OF_THE_TRAINER = {"rm_scores", "rollout_log_probs", "returns", "entropy", "log_probs"}
+"""Tensors that veRL's trainer reads, and no worker: advantages and old log-probs are made of them."""
+OF_THE_UPDATE = {TEACHER_INPUT_IDS, SDPO_SHARE, GRPO_SHARE, CREDIT_ROW, GROUP, PASS_RATE}
+"""Fields of the routing that a pass over log-probs does not read."""
 
 
 @register_trainer(TRAINER_MODE)
@@ -116,7 +123,10 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
         metrics.update(routed.metrics)
         limit = self.config.actor_rollout_ref.rollout.response_length
         metrics.update(response_metrics(rollouts.responses, rollouts.verdicts, limit))
-        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        if self.actor_rollout_wg.world_size == 1:
+            batch = self._fill_up(batch, metrics, *args, **kwargs)
+        else:
+            batch = super()._balance_batch(batch, metrics, *args, **kwargs)
         self._distill = any(reprompt is not None for reprompt in routed.reprompts)
         self._fixed_advantages = {
             key: float(advantage)
@@ -125,10 +135,19 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
         }
         return self._write_routing(batch, rollouts, routed)
 
+    def _fill_up(self, batch: KVBatchMeta, metrics: dict, logging_prefix: str = "global_seqlen") -> KVBatchMeta:
+        """What veRL's balancing is on one rank, whose rows stay where they are, without the search for the balance."""
+        multiple = self._get_required_batch_multiple(1)
+        batch = upsample_batch_to_divisible_size(batch, multiple, self.tokenizer.eos_token_id)
+        lengths = [tag["seq_len"] for tag in batch.tags]
+        metrics.update(log_seqlen_unbalance(lengths, [list(range(len(lengths)))], logging_prefix))
+        return batch
+
     def _rollouts(self, batch: KVBatchMeta) -> Rollouts:
         fields = ["uid", "rm_scores", "prompts", "responses", "response_mask", "raw_prompt", "extra_fields"]
+        fields += ["extra_info"] if self.prompts.tools else []
         path = (self.srpo.demonstration.reference_column or "").split(".") if self._shows_references else []
-        fields = [*dict.fromkeys([*fields, "extra_info", *path[:1]])]
+        fields = [*dict.fromkeys([*fields, *path[:1]])]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         extra = [fields if isinstance(fields, dict) else {} for fields in list(data["extra_fields"])]
         verdicts = [fields.get("reward_extra_info") or {} for fields in extra]
@@ -193,12 +212,12 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
         """The pass that runs anyway also returns the student's top-k tokens of the distilled rows."""
         wants_support = self._distill and self.srpo.distils and self.srpo.distillation.top_k is not None
         batch.extra_info[WANT_SUPPORT] = wants_support
-        batch = super()._compute_old_log_prob(self._for_workers(batch), metrics)
+        batch = super()._compute_old_log_prob(self._for_workers(batch, OF_THE_UPDATE), metrics)
         batch.extra_info.pop(WANT_SUPPORT, None)
         return batch
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        return super()._compute_ref_log_prob(self._for_workers(batch), metrics)
+        return super()._compute_ref_log_prob(self._for_workers(batch, OF_THE_UPDATE), metrics)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """veRL's, then the constant advantages that the routing gives single rows in place of the group's."""
@@ -223,20 +242,28 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
             self.timing_raw["srpo_teacher"] = metrics.pop(TEACHER_TIME)
         return batch
 
-    def _for_workers(self, batch: KVBatchMeta) -> KVBatchMeta:
-        """Spare the workers the fields that are not tensors (conversations, ground truths, metrics of the rollout).
+    def _for_workers(self, batch: KVBatchMeta, unread: Collection[str] = ()) -> KVBatchMeta:
+        """Spare the workers what they do not read: fields of the trainer's and `unread`; whatever is no tensor.
 
-        They read none of them but a processor's inputs. Fetching such a field, and cutting it into mini- and
-        micro-batches row by row, costs more than a small model's forward.
+        Of conversations, ground truths and metrics of the rollout they read none but a processor's inputs. Fetching
+        such a field, and cutting it into mini- and micro-batches row by row, costs more than a small model's forward;
+        a tensor costs a tenth of that.
         """
         if batch.fields is None:
             return batch
         schema = tq.get_client().kv_retrieve_meta(batch.keys[:1], batch.partition_id).field_schema
-        unread = {name for name, field in schema.items() if field["dtype"] is None}
+        no_tensors = {name for name, field in schema.items() if field["dtype"] is None}
         if self.processor is not None:
-            unread.discard(MULTI_MODAL_INPUTS)
-        batch.fields = [name for name in batch.fields if name not in unread]
+            no_tensors.discard(MULTI_MODAL_INPUTS)
+        left_out = no_tensors | OF_THE_TRAINER | set(unread)
+        batch.fields = [name for name in batch.fields if name not in left_out]
         return batch
+
+    def on_train_begin(self) -> None:
+        super().on_train_begin()
+        # A collection looks at every object there is, half a second's worth after the imports; those stay anyway.
+        gc.collect()
+        gc.freeze()
 
     def _save_beside(self, folder: str) -> None:
         if self.router.memory is not None:

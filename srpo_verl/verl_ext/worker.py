@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -118,6 +119,8 @@ class SrpoWorker(ActorRolloutRefWorker):
         super().init_model()
         self.actor.set_loss_fn(SrpoLoss(self.loss_fn.keywords["config"], self.srpo))
         self.teacher_weights = make_teacher(self.actor, self.srpo)
+        gc.collect()
+        gc.freeze()  # as in the trainer: what is there by now stays
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.bench_small_step import main, summarize
+from scripts.bench_small_step import main, processor_time, summarize
 
 
 def test_the_first_steps_do_not_count():
@@ -15,7 +15,12 @@ def test_the_first_steps_do_not_count():
     assert summarize(metrics, skip=6) == [("rollouts and rewards", 6.0, 6.0, 6.0), ("step", 12.0, 12.0, 12.0)]
 
 
-def test_a_run_that_counts_nothing_is_refused(capsys):
+def test_processor_time_is_a_mean_over_the_steps_that_count():
+    assert processor_time({0: 1.0, 1: 9.0, 2: 10.0, 3: 13.0}, skip=1) == 2.0
+
+
+@pytest.mark.parametrize("skip", ["0", "5"])
+def test_a_run_that_counts_nothing_is_refused(skip, capsys):
     with pytest.raises(SystemExit):
-        main(["--steps", "5", "--skip", "5"])
-    assert "leaves nothing to count" in capsys.readouterr().err
+        main(["--steps", "5", "--skip", skip])
+    assert "at least the first step is left out" in capsys.readouterr().err

@@ -44,6 +44,8 @@ def test_the_paper_s_example():
     for row in (0, 1, 3, 4, 6, 7):
         assert shown(routed, row) == "answer 2"
     assert routed.reprompts[2] is routed.reprompts[5] is None
+    # What all are shown is rendered once.
+    assert len({id(reprompt) for reprompt in routed.reprompts if reprompt is not None}) == 1
 
 
 def test_a_teacher_prompt_holds_the_row_s_own_question():
