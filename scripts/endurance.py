@@ -31,8 +31,6 @@ from tests.support import REWARD_FILE, read_metrics, tiny_model, tiny_parquet
 
 STEPS = 8
 LIMIT_S = 600.0
-MEAN_S = 25.0
-"""Mean time from a start to a kill: starting takes most of it here, so kills fall into starts, steps and saves."""
 GROWTH = 0.05
 """Growth that a soak allows, of memory, descriptors, threads and seconds per step."""
 SETTLED = 200
@@ -136,11 +134,15 @@ def difference(one: Path, other: Path, step: int = STEPS) -> float:
     return max(float((value.float() - theirs[name].float()).abs().max()) for name, value in ours.items())
 
 
-def killed_run(arguments: Sequence[str], folder: Path, rng: random.Random) -> list[float]:
-    """Start, kill, start again, until the run ends; the seconds after which it was killed. Raises RuntimeError."""
+def killed_run(arguments: Sequence[str], folder: Path, rng: random.Random, mean: float) -> list[float]:
+    """Start, kill, start again, until the run ends; the seconds after which it was killed. Raises RuntimeError.
+
+    Args:
+        mean: seconds from a start to a kill. About those of a run, so that kills fall into starts, steps and saves.
+    """
     kills: list[float] = []
     while True:
-        run, after = Started(arguments, folder), rng.expovariate(1 / MEAN_S) + 1
+        run, after = Started(arguments, folder), rng.expovariate(1 / mean)
         try:
             status = run.process.wait(after)
         except subprocess.TimeoutExpired:
@@ -153,7 +155,7 @@ def killed_run(arguments: Sequence[str], folder: Path, rng: random.Random) -> li
         return kills
 
 
-def kills(out: Path, wanted: int, seed: int) -> None:
+def kills(out: Path, wanted: int, seed: int, mean: float) -> None:
     """Runs until there were so many kills in all; prints the table of all that are on record."""
     arguments, record = tiny_run(out / "inputs"), out / "kills.jsonl"
     whole = out / "whole"
@@ -169,7 +171,7 @@ def kills(out: Path, wanted: int, seed: int) -> None:
         number = len(done)
         folder = out / f"run-{number}"
         shutil.rmtree(folder, ignore_errors=True)
-        found = killed_run(arguments, folder, random.Random(f"{seed}-{number}"))
+        found = killed_run(arguments, folder, random.Random(f"{seed}-{number}"), mean)
         with record.open("a") as stream:
             print(json.dumps({"run": number, "kills": found, "difference": difference(folder, whole)}), file=stream)
         shutil.rmtree(folder)
@@ -248,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     of_kills = commands.add_parser("kills", help="SIGKILL at random moments")
     of_kills.add_argument("--kills", type=int, default=200)
     of_kills.add_argument("--seed", type=int, default=0)
+    of_kills.add_argument("--mean-s", type=float, default=40.0, help="seconds to a kill; about those of a run")
     of_soak = commands.add_parser("soak", help="a long run, watched")
     of_soak.add_argument("--steps", type=int, default=2000)
     for one in (of_kills, of_soak):
@@ -256,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if arguments.command == "kills":
-        kills(out, arguments.kills, arguments.seed)
+        kills(out, arguments.kills, arguments.seed, arguments.mean_s)
     else:
         soak(out, arguments.steps)
 
