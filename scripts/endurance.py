@@ -258,6 +258,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    # However this process ends, the run's end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     if arguments.command == "kills":
         kills(out, arguments.kills, arguments.seed, arguments.mean_s)
     else:
