@@ -120,9 +120,11 @@ def weights(folder: Path, step: int = STEPS) -> dict[tuple[str, ...], torch.Tens
     """Student and teacher of a checkpoint, this rank's parts."""
     found: dict[tuple[str, ...], torch.Tensor] = {}
     for part in ("actor", "srpo_teacher"):
-        for path in sorted((folder / "checkpoints" / f"global_step_{step}" / part).glob("model_world_size_*.pt")):
-            for name, value in torch.load(path, weights_only=True).items():
-                found[part, path.name, name] = getattr(value, "_local_tensor", value)
+        for path in sorted((folder / "checkpoints" / f"global_step_{step}" / part).glob("*_world_size_*_rank_*.pt")):
+            if path.name.startswith(("model", "adapters")):
+                state = torch.load(path, weights_only=True)
+                for name, value in state.get("average", state).items():
+                    found[part, path.name, name] = getattr(value, "_local_tensor", value)
     return found
 
 
