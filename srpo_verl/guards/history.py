@@ -14,7 +14,7 @@ from srpo_verl.budget import mean_accuracy
 EARLY = 10
 """A run's own reference: the median of this many first values."""
 
-RECENT = 5
+RECENT = 3
 """What it is compared with: the median of this many last values, so that a single step decides nothing."""
 
 VALIDATION = "validation accuracy"

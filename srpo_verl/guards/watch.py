@@ -12,8 +12,11 @@ from srpo_verl.guards.rules import RULES, Settings
 LEVELS = ("off", "warn", "checkpoint", "stop")
 """What an alarm does: nothing, one line, a checkpoint as well, or the end of the run with a checkpoint."""
 
-PATIENCE = 3
+PATIENCE = 2
 """Steps in a row that have to show a sign before it is an alarm."""
+
+PATIENCE_OF = {"nonfinite": 3}
+"""Other numbers of them: a single update that is skipped is counted and no more."""
 
 QUIET = 20
 """Steps without the sign that end an episode."""
@@ -80,7 +83,7 @@ class Watch:
             episode = self._episodes[name] = _Episode(since=step - sign.steps + 1, last=step, steps=sign.steps)
         else:
             episode.last, episode.steps = step, max(episode.steps + 1, sign.steps)
-        if episode.raised or episode.steps < PATIENCE:
+        if episode.raised or episode.steps < PATIENCE_OF.get(name, PATIENCE):
             return None
         episode.raised = True
         return Alarm(name, self.level(name), step, episode.since, sign.seen, sign.remedy)
