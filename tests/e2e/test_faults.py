@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU platform is not active here"),
 ]
-BOUND_S = 240
+BOUND_S = 600
 FAULTY = Path(__file__).parents[1] / "faulty_reward.py"
 
 
