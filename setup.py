@@ -21,7 +21,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["srpo_verl", "srpo_verl.*"]),
-    package_data={"srpo_verl": ["upstream/fingerprints.json", "config/**/*.yaml", "config/*.yaml"]},
+    package_data={
+        "srpo_verl": ["upstream/fingerprints.json", "config/**/*.yaml", "config/*.yaml", "report/templates/*"]
+    },
     install_requires=[
         "verl[verl-core]==0.9.1",
         "torch>=2.6",
@@ -32,7 +34,8 @@ setup(
         "psutil>=5.9",
         "rich>=13",
         "pyarrow>=15",
-        "matplotlib>=3.8",
+        "jinja2>=3.1",
+        "pandas>=2",
         "wrapt>=1.15",
     ],
     extras_require={
@@ -48,6 +51,7 @@ setup(
         "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26", "latex2mathml>=3.77", "ruff>=0.12"],
         "dev": [
             *MINI,
+            "matplotlib>=3.8",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

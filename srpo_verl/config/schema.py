@@ -73,6 +73,13 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True)
+class TokenSampleConfig:
+    every: int
+    rollouts: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class SrpoConfig:
     """Checked values of the `srpo` group; see base.yaml for what each one means."""
 
@@ -91,6 +98,7 @@ class SrpoConfig:
     checkpoints: CheckpointsConfig
     guards: GuardsConfig
     kernels: KernelsConfig
+    token_sample: TokenSampleConfig
 
     @property
     def uses_teacher(self) -> bool:
@@ -169,6 +177,11 @@ def parse(node: Any) -> SrpoConfig:
         checkpoints=read_checkpoints(values["checkpoints"]),
         guards=read_guards(values["guards"]),
         kernels=KernelsConfig(compile=flag("srpo.kernels.compile", values["kernels"]["compile"])),
+        token_sample=TokenSampleConfig(
+            every=integer("srpo.token_sample.every", values["token_sample"]["every"], low=0),
+            rollouts=integer("srpo.token_sample.rollouts", values["token_sample"]["rollouts"], low=1),
+            tokens=integer("srpo.token_sample.tokens", values["token_sample"]["tokens"], low=1),
+        ),
     )
     _check_effective(values, config)
     return config
@@ -265,6 +278,9 @@ def _check_effective(values: Mapping, config: SrpoConfig) -> None:
     if config.weighting.beta == 0:
         refuse("weighting.floor", "with srpo.weighting.beta=0 (all weights are 1)")
     _check_sources(config, refuse)
+    if config.token_sample.every == 0:
+        for key in ("rollouts", "tokens"):
+            refuse(f"token_sample.{key}", "with srpo.token_sample.every=0 (no sample is written)")
     if config.teacher.kind != "ema":
         refuse("teacher.ema_rate", f"with srpo.teacher.kind={config.teacher.kind} (it needs kind=ema)")
     if config.teacher.kind == "live":

@@ -1,1 +1,1 @@
-"""Tables and figures of the paper, redrawn from the logs of one's own runs: ``python -m srpo_verl.report``."""
+"""The paper's tables and figures from one's own runs, as one page: ``python -m srpo_verl.report RUN [RUN...]``."""

@@ -1,4 +1,4 @@
-"""Command line: ``python -m srpo_verl.report RUN_DIR... --out DIR``."""
+"""Command line: ``python -m srpo_verl.report RUN [RUN...]``."""
 
 from __future__ import annotations
 
@@ -7,64 +7,88 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from srpo_verl.report import tables
-from srpo_verl.report.figures import write_figures
+from srpo_verl.report import tables, text
+from srpo_verl.report.figures import draw_figures
+from srpo_verl.report.groups import group_runs
 from srpo_verl.report.loader import ReportError, load_runs
+from srpo_verl.report.page import Content, html
+from srpo_verl.report.token_view import token_samples
+from srpo_verl.report.warnings import as_lines, warnings
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m srpo_verl.report",
-        description="Tables and figures of the paper from run logs (trainer.logger=[console,file]).",
-        epilog="Logs of the same name in different directories are seeds of one experiment: the report gives their "
-        "mean and spread. Logs of the same name in one directory are one run that was resumed. veRL empties its log "
-        "when a run is resumed at the same place: set VERL_FILE_LOGGER_ROOT to a new directory inside RUN_DIR first. "
-        "Example: python -m srpo_verl report outputs/srpo outputs/grpo --out outputs/report",
+        description="One HTML page, tables and figures of the paper from run logs (trainer.logger=[console,file]).",
+        epilog="Runs of one recorded configuration are seeds of each other, whatever their folders are called; runs "
+        "without a record go by the name of their log. Attempts of one run are joined. "
+        "Example: python -m srpo_verl report outputs/srpo-chemistry outputs/grpo-chemistry --out outputs/report",
     )
-    parser.add_argument("run_dir", nargs="+", type=Path, help="directory of a run, searched recursively for *.jsonl")
-    parser.add_argument("--out", required=True, type=Path, help="directory for summary.md, CSV files and figures")
+    parser.add_argument("run", nargs="+", type=Path, help="log, or folder that is searched for *.jsonl recursively")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of report.html, summary.md and CSV files; default: report, in the run's folder",
+    )
+    parser.add_argument(
+        "--budget-steps",
+        type=lambda words: [int(word) for word in words.split(",")],
+        default=[],
+        metavar="N,N,...",
+        help="compare at these training steps instead of hours",
+    )
     return parser
 
 
-def write_report(directories: Sequence[Path], out: Path) -> None:
+def write_report(paths: Sequence[Path], out: Path, budget_steps: Sequence[int] = ()) -> None:
     """Read everything, then write and print.
 
     Raises:
         ReportError: and then nothing has been written.
     """
-    runs, notes = load_runs(directories)
-    out.mkdir(parents=True, exist_ok=True)
-    figures, left_out = write_figures(runs, out)
-    rows = tables.summary_rows(runs)
-    written = [out / "summary.md", out / "summary.csv"]
-    (out / "summary.md").write_text(tables.markdown(runs, notes, figures), encoding="utf-8")
-    tables.write_csv(out / "summary.csv", rows)
-    spread = tables.seed_rows(rows)
-    if spread:
-        tables.write_csv(out / "seeds.csv", spread)
-        written.append(out / "seeds.csv")
-    else:
-        (out / "seeds.csv").unlink(missing_ok=True)
-    written += [out / name for name in figures]
+    runs, notes = load_runs(paths)
+    groups = group_runs(runs)
+    runs = [run for group in groups for run in group.runs]
+    table_1, overview = tables.table_1(groups, budget_steps), tables.overview(groups)
+    ablation = tables.table_2(groups, table_1)
+    figures, left_out = draw_figures(groups)
+    if isinstance(ablation, str):
+        left_out["Ablation (Table 2)"] = ablation
+    samples, more_notes = token_samples(groups)
+    notes += more_notes
+    if not samples:
+        left_out["Token view"] = "a run with the logger `file` and srpo.token_sample.every above 0"
+    found = warnings(runs)
+    page = html(Content(groups, overview, table_1, ablation, figures, left_out, samples, found, notes))
 
-    print(tables.short_table(rows))
-    if any("*" in cell for row in rows for cell in tables.budget_cells(row, "best_acc")):
-        print("* the run ended before the budget did")
-    for line in tables.warnings(runs):
+    lines = as_lines(groups, found)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.html").write_text(page, encoding="utf-8")
+    (out / "summary.md").write_text(text.summary(runs, overview, table_1, ablation, lines, notes), encoding="utf-8")
+    frame = tables.run_frame(groups, budget_steps)
+    frame.to_csv(out / "runs.csv", index=False)
+    tables.group_frame(frame).to_csv(out / "methods.csv", index=False)
+
+    print(text.short_table(table_1) or "no validation was logged")
+    if any(cell.ended_before for table in table_1 for cells in table.rows.values() for cell in cells):
+        print(text.STAR)
+    for line in lines:
         print(f"warning: {line}")
     for note in notes:
         print(f"note: {note}")
-    for name, lacking in left_out.items():
-        print(f"left out: {name}, no run has logged {lacking}")
-    for path in written:
-        print(f"wrote {path}")
+    for title, lacking in left_out.items():
+        print(f"left out: {title}, needs {lacking}")
+    for name in ("report.html", "summary.md", "runs.csv", "methods.csv"):
+        print(f"wrote {out / name}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 1 with the reason on standard error; 2 for wrong arguments."""
     arguments = _parser().parse_args(argv)
+    first = arguments.run[0]
+    own = first if len(arguments.run) == 1 and first.is_dir() else Path()
     try:
-        write_report(arguments.run_dir, arguments.out)
+        write_report(arguments.run, arguments.out or own / "report", arguments.budget_steps)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,286 +3,287 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure
 
-from srpo_verl.report.loader import Run
-from srpo_verl.report.tables import BUDGETS_H, find_collapse, reached_windows, seconds_per_step
-
-ROLLING_STEPS = 5
-"""Window of the rolling mean and of its ±1 standard deviation band, in points, as in Figure 3."""
+from srpo_verl.report.charts import Bars, Line, Panel
+from srpo_verl.report.groups import ROLLING_STEPS, Curve, Group
+from srpo_verl.report.paper import BUDGETS_H
+from srpo_verl.report.run import Run
+from srpo_verl.report.tables import used_up
 
 SHORT_RUN_HOURS = 0.5
 """Below this the time axis is in minutes."""
 
-COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
-LINES = ("-", "--", ":", "-.")
-SEED_LIGHTNESS = (0.0, 0.4, 0.2, 0.55)
-"""How far towards white each further seed of an experiment is."""
+TRAINING_ACCURACY = ("srpo/frac_correct", "critic/rewards/mean", "critic/score/mean")
 
-TRAINING_ACCURACY = ("srpo/frac_correct", "critic/rewards/mean")
-
-
-def rolling(values: np.ndarray, window: int = ROLLING_STEPS) -> tuple[np.ndarray, np.ndarray]:
-    """Trailing mean and standard deviation over up to `window` points, as long as `values`."""
-    parts = [values[max(0, end - window) : end] for end in range(1, len(values) + 1)]
-    return np.array([part.mean() for part in parts]), np.array([part.std() for part in parts])
+PARTS = {
+    "sampling": "timing_s/gen",
+    "old log-probs": "timing_s/old_log_prob",
+    "teacher": "timing_s/srpo_teacher",
+    "update": "timing_s/update_actor",
+}
+"""What a training step spends its time on; veRL's update holds the teacher's pass."""
 
 
-class _Styles:
-    """A colour per experiment, a shade of it and a line style per seed, the same in every figure."""
+@dataclass(frozen=True)
+class Figure:
+    """Panels that belong together, a row of them per task, and the labels in them with their colours."""
 
-    def __init__(self, runs: Sequence[Run]):
-        experiments = list(dict.fromkeys(run.experiment for run in runs))
-        self._of: dict[str, tuple[str, str]] = {}
-        for run in runs:
-            seed = sum(other.experiment == run.experiment for other in runs[: runs.index(run)])
-            red, green, blue = to_rgb(COLORS[experiments.index(run.experiment) % len(COLORS)])
-            whiter = SEED_LIGHTNESS[seed % len(SEED_LIGHTNESS)]
-            color = to_hex((red + whiter * (1 - red), green + whiter * (1 - green), blue + whiter * (1 - blue)))
-            self._of[run.label] = (color, LINES[seed % len(LINES)])
+    name: str
+    title: str
+    caption: str
+    rows: list[tuple[str, list[Panel]]]
+    legend: list[tuple[str, int]]
 
-    def color(self, run: Run) -> str:
-        return self._of[run.label][0]
-
-    def line(self, run: Run) -> str:
-        return self._of[run.label][1]
+    @property
+    def has_bands(self) -> bool:
+        return any(line.curve.seeds > 1 for _, panels in self.rows for panel in panels for line in panel.lines)
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    columns = min(count, 3)
-    lines = -(-count // columns)
-    width = 7.6 if count == 1 else 5.2 * columns
-    figure = Figure(figsize=(width, 4.3 * lines), layout="constrained")
-    axes = [figure.add_subplot(lines, columns, index + 1) for index in range(count)]
-    for axis in axes:
-        axis.grid(True, color="#dddddd", linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+class Colors:
+    """A colour per label, the same in every figure: by method, so that SRPO is blue in every report."""
 
+    FIXED = ("SRPO", "GRPO", "SDPO", "SRPO without weights", "Advantage Mix", "hand-over")
+    COUNT = 12
 
-def _legend(axis: Axes, title: str | None = None) -> None:
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False, fontsize=8, title=title, title_fontsize=8)
-
-
-def _smooth(axis: Axes, run: Run, styles: _Styles, x: np.ndarray, y: np.ndarray) -> None:
-    """The measured values faintly, their rolling mean over them."""
-    axis.plot(x, y, color=styles.color(run), linewidth=0.8, alpha=0.3)
-    marker = "o" if len(x) < 2 * ROLLING_STEPS else ""
-    axis.plot(
-        x, rolling(y)[0], color=styles.color(run), linestyle=styles.line(run), marker=marker, ms=3, label=run.label
-    )
-
-
-def _benchmarks(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(benchmark for run in runs for benchmark in run.validation()))
-
-
-def _percent_axis(axis: Axes, label: str) -> None:
-    axis.set_ylabel(label)
-    low, high = axis.get_ylim()
-    axis.set_ylim(max(low, -2.0), min(high, 102.0))
-
-
-def accuracy_over_steps(runs: Sequence[Run]) -> Figure | str:
-    """Training accuracy, and beside it one panel of validation points per benchmark."""
-    training = [run for run in runs if len(run.series(*TRAINING_ACCURACY)[0])]
-    benchmarks = _benchmarks(runs)
-    if not training and not benchmarks:
-        return f"{' or '.join(TRAINING_ACCURACY)} or val-core/*"
-    styles = _Styles(runs)
-    figure, axes = _panels(bool(training) + len(benchmarks))
-    if training:
-        axis = axes.pop(0)
-        for run in training:
-            steps, values = run.series(*TRAINING_ACCURACY)
-            _smooth(axis, run, styles, steps, 100 * values)
-        axis.set_title(f"training ({ROLLING_STEPS}-step rolling mean)", fontsize=10)
-        axis.set_xlabel("training step")
-        _percent_axis(axis, "correct rollouts (%)")
-        _legend(axis)
-    for axis, benchmark in zip(axes, benchmarks, strict=True):
-        for run in runs:
-            steps, values = run.validation().get(benchmark, (np.array([]), np.array([])))
-            if len(steps):
-                axis.plot(
-                    steps, 100 * values, styles.line(run), color=styles.color(run), marker="o", ms=3.5, label=run.label
-                )
-        axis.set_title(f"validation: {benchmark}", fontsize=10)
-        axis.set_xlabel("training step")
-        _percent_axis(axis, "accuracy (%)")
-        _legend(axis)
-    return figure
-
-
-def accuracy_over_hours(runs: Sequence[Run]) -> Figure | str:
-    """Figure 3: accuracy over training time. Training accuracy where no run was validated at two steps or more."""
-    timed = [run for run in runs if np.isfinite(run.total_hours)]
-    if not timed:
-        return "timing_s/step or srpo/hours"
-    curves = [
-        (benchmark, run, *run.validation()[benchmark])
-        for benchmark in _benchmarks(timed)
-        for run in timed
-        if benchmark in run.validation()
-    ]
-    curves = [curve for curve in curves if len(curve[2]) > 1]
-    if not curves:
-        curves = [("training", run, *run.series(*TRAINING_ACCURACY)) for run in timed]
-        curves = [curve for curve in curves if len(curve[2])]
-    if not curves:
-        return f"val-core/* or {' or '.join(TRAINING_ACCURACY)}"
-    styles = _Styles(runs)
-    titles = list(dict.fromkeys(curve[0] for curve in curves))
-    longest = max(run.total_hours for run in timed)
-    scale, unit = (60.0, "minutes") if longest < SHORT_RUN_HOURS else (1.0, "hours")
-    figure, axes = _panels(len(titles))
-    for axis, title in zip(axes, titles, strict=True):
-        for of, run, steps, values in curves:
-            if of != title:
+    def __init__(self, groups: Sequence[Group]):
+        self._of: dict[str, int] = {}
+        for group in groups:
+            if group.label in self._of:
                 continue
-            time = scale * run.hours(steps)
-            mean, std = rolling(100 * values)
-            color = styles.color(run)
-            axis.fill_between(time, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
-            axis.plot(time, 100 * values, "o", color=color, markersize=2.2, alpha=0.35)
-            axis.plot(time, mean, styles.line(run), color=color, label=run.label)
-        for budget in BUDGETS_H:
-            if budget < longest:
-                axis.axvline(scale * budget, color="#999999", linewidth=0.8, linestyle=(0, (2, 3)))
-        axis.set_title(title if title == "training" else f"validation: {title}", fontsize=10)
-        axis.set_xlabel(f"training time ({unit})")
-        axis.set_xlim(left=0)
-        _percent_axis(axis, "accuracy (%)")
-        _legend(axis, f"{ROLLING_STEPS}-point rolling mean ± 1 std")
-    return figure
+            free = [color for color in range(self.COUNT) if color not in self._of.values()]
+            own = self.FIXED.index(group.method) if group.method in self.FIXED else None
+            others = [color for color in free if color >= len(self.FIXED)] or free or [len(self._of) % self.COUNT]
+            self._of[group.label] = own if own is not None and own in free else others[0]
+
+    def __getitem__(self, label: str) -> int:
+        return self._of[label]
 
 
-def routing_shares(runs: Sequence[Run]) -> Figure | str:
-    """Figure 5: share of samples per branch, and share with teacher information."""
-    shares = {
-        "srpo/frac_sdpo": "routed to SDPO",
-        "srpo/frac_grpo": "routed to GRPO",
-        "srpo/frac_teacher_available": "with teacher information",
-    }
-    return _metric_panels(runs, shares, "share of samples (%)", factor=100.0)
+Draw = Callable[[Sequence[Group], Colors], "list[Panel] | str"]
+"""Groups of one task -> panels, or what there would have to be for them."""
 
 
-def response_length(runs: Sequence[Run]) -> Figure | str:
-    """Figure 4a, with the step from which on a run collapsed."""
-    figure = _metric_panels(runs, {"response_length/mean": ""}, "mean response length (tokens)")
-    if isinstance(figure, str):
-        return figure
-    axis, styles = figure.axes[0], _Styles(runs)
-    for run in runs:
-        collapse = find_collapse(run)
-        if collapse is not None:
-            label = f"{run.label}: late collapse from step {collapse.step}"
-            axis.axvline(collapse.step, color=styles.color(run), linestyle=(0, (1, 2)), linewidth=1.4, label=label)
-    axis.set_ylim(bottom=0)
-    _legend(axis)
-    return figure
-
-
-def step_seconds(runs: Sequence[Run]) -> Figure | str:
-    """Figure 4b: seconds per step over training, and their mean in the windows of Table 1's budgets."""
-    timed = [run for run in runs if len(run.step_seconds()[0])]
-    if not timed:
-        return "timing_s/step"
-    styles = _Styles(runs)
-    figure, (curve, bars) = _panels(2)
-    for run in timed:
-        _smooth(curve, run, styles, *run.step_seconds())
-    curve.set_title(f"each step ({ROLLING_STEPS}-step rolling mean)", fontsize=10)
-    curve.set_xlabel("training step")
-    curve.set_ylabel("seconds per step")
-    curve.set_ylim(bottom=0)
-    _legend(curve)
-    windows = [budget for budget in BUDGETS_H if any(budget in reached_windows(run) for run in timed)]
-    width = 0.8 / len(timed)
-    for index, run in enumerate(timed):
-        means = seconds_per_step(run)
-        reached = [budget for budget in windows if budget in reached_windows(run)]
-        places = [windows.index(budget) + (index - (len(timed) - 1) / 2) * width for budget in reached]
-        heights = [means[f"s_per_step_{budget}h"] for budget in reached]
-        drawn = bars.bar(places, heights, 0.92 * width, color=styles.color(run), label=run.label, alpha=0.85)
-        bars.bar_label(drawn, fmt="%.1f", fontsize=7, padding=2)
-    bars.set_xticks(range(len(windows)), [f"first {budget} h" for budget in windows])
-    if len(windows) == 1:
-        bars.set_xlim(-1, 1)
-    bars.margins(y=0.12)
-    bars.grid(False, axis="x")
-    bars.set_title("mean in each window", fontsize=10)
-    bars.set_xlabel("window of training time from the start")
-    bars.set_ylabel("seconds per step")
-    return figure
-
-
-def teacher(runs: Sequence[Run]) -> Figure | str:
-    """Figure 1(c): how sure the self-teacher is, and how far the student is from it."""
-    metrics = {
-        "srpo/teacher_entropy_mean": "entropy of the self-teacher",
-        "srpo/student_teacher_divergence": "divergence between student and self-teacher",
-    }
-    return _metric_panels(runs, metrics, "nats per distilled token")
+def _lines(groups: Sequence[Group], colors: Colors, *metrics: str, factor: float = 1.0) -> list[Line]:
+    """The first of the metrics that a group has, over training steps."""
+    curves = [(group, group.over_steps(*metrics, factor=factor)) for group in groups]
+    return [Line(group.label, colors[group.label], curve) for group, curve in curves if curve is not None]
 
 
 def _metric_panels(
-    runs: Sequence[Run],
+    groups: Sequence[Group],
+    colors: Colors,
     metrics: dict[str, str],
     y_label: str,
+    *,
     factor: float = 1.0,
-) -> Figure | str:
-    """One panel per metric over training steps, or the names of the metrics that no run has."""
-    absent = [name for name in metrics if not any(len(run.series(name)[0]) for run in runs)]
-    if absent:
-        return " and ".join(absent)
-    styles = _Styles(runs)
-    figure, axes = _panels(len(metrics))
-    for axis, (name, title) in zip(axes, metrics.items(), strict=True):
-        for run in runs:
-            steps, values = run.series(name)
-            if len(steps):
-                _smooth(axis, run, styles, steps, factor * values)
-        if title:
-            axis.set_title(title, fontsize=10)
-        axis.set_xlabel("training step")
-        if factor == 100.0:
-            axis.set_ylim(-2, 102)
-        axis.set_ylabel(y_label)
-        _legend(axis, f"{ROLLING_STEPS}-step rolling mean")
-    return figure
+    whole: bool = False,
+    from_zero: bool = False,
+) -> list[Panel] | str:
+    """A panel per metric that some run has."""
+    drawn = {name: _lines(groups, colors, name, factor=factor) for name in metrics}
+    panels = [
+        Panel(metrics[name], "training step", y_label, lines, whole=whole, from_zero=from_zero)
+        for name, lines in drawn.items()
+        if lines
+    ]
+    return panels or " and ".join(metrics)
 
 
-FIGURES: dict[str, tuple[Callable[[Sequence[Run]], Figure | str], str]] = {
-    "accuracy_over_steps.png": (accuracy_over_steps, "Accuracy over training steps"),
-    "accuracy_over_hours.png": (accuracy_over_hours, "Accuracy over wall-clock time (Figure 3)"),
-    "routing_shares.png": (routing_shares, "Share of samples per branch (Figure 5)"),
-    "response_length.png": (response_length, "Response length over training (Figure 4a)"),
-    "step_seconds.png": (step_seconds, "Seconds per training step (Figure 4b)"),
-    "teacher.png": (teacher, "Teacher entropy and distance between student and teacher (Figure 1c)"),
+def _joined(*parts: list[Panel] | str) -> list[Panel] | str:
+    panels = [panel for part in parts if not isinstance(part, str) for panel in part]
+    return panels or " or ".join(part for part in parts if isinstance(part, str))
+
+
+def training_accuracy(groups: Sequence[Group], colors: Colors) -> list[Panel] | str:
+    lines = _lines(groups, colors, *TRAINING_ACCURACY, factor=100.0)
+    panel = Panel("training prompts", "training step", "correct rollouts (%)", lines, percent=True)
+    return [panel] if lines else " or ".join(TRAINING_ACCURACY)
+
+
+def _validation_points(benchmark: str) -> Callable[[Run], tuple[np.ndarray, np.ndarray]]:
+    def points(run: Run) -> tuple[np.ndarray, np.ndarray]:
+        curve = run.validation().get(benchmark)
+        return (np.array([], dtype=int), np.array([])) if curve is None else (curve.steps, curve.values)
+
+    return points
+
+
+def _validation_panels(groups: Sequence[Group], colors: Colors, *, in_hours: bool) -> list[Panel] | str:
+    """A panel per benchmark, over steps or over training time."""
+    runs = [run for group in groups for run in group.runs]
+    minutes = in_hours and max((run.total_hours for run in runs if run.total_hours > 0), default=0) < SHORT_RUN_HOURS
+    x_label = f"training time ({'minutes' if minutes else 'hours'})" if in_hours else "training step"
+    benchmarks = list(dict.fromkeys(name for run in runs for name in run.validation()))
+    panels = []
+    for benchmark in benchmarks:
+        lines = []
+        for group in groups:
+            curve = group.curve(_validation_points(benchmark), factor=100.0, in_hours=in_hours)
+            if curve is None or not np.isfinite(curve.x).all() or len(curve.x) < 2:
+                continue
+            lines.append(Line(group.label, colors[group.label], _in_minutes(curve) if minutes else curve, True))
+        title = "held-out prompts" if len(benchmarks) == 1 else benchmark
+        if lines:
+            panels.append(Panel(title, x_label, "accuracy (%)", lines, percent=True))
+    return panels or ("two validations (val-core/*) with srpo/hours or timing_s/step" if in_hours else "val-core/*")
+
+
+def _in_minutes(curve: Curve) -> Curve:
+    return replace(curve, x=60.0 * curve.x, lines=tuple((60.0 * x, y) for x, y in curve.lines))
+
+
+def learning_curves(groups: Sequence[Group], colors: Colors) -> list[Panel] | str:
+    """Figure 3, over steps as well, and the training prompts beside it."""
+    return _joined(
+        training_accuracy(groups, colors),
+        _validation_panels(groups, colors, in_hours=False),
+        _validation_panels(groups, colors, in_hours=True),
+    )
+
+
+def sdpo_variants(groups: Sequence[Group], colors: Colors) -> list[Panel] | str:
+    wanted = ("SDPO", "SDPO, correct only", "SDPO, failed only")
+    present = [group for group in groups if group.method in wanted]
+    if len({group.method for group in present}) < 2:
+        return "runs of at least two of sdpo, sdpo_correct_only, sdpo_failed_only"
+    return _joined(
+        training_accuracy(present, colors),
+        _validation_panels(present, colors, in_hours=False),
+    )
+
+
+def teacher(groups: Sequence[Group], colors: Colors) -> list[Panel] | str:
+    metrics = {
+        "srpo/student_teacher_divergence": "divergence of student and teacher",
+        "srpo/teacher_entropy_mean": "entropy of the teacher",
+    }
+    return _metric_panels(groups, colors, metrics, "nats per distilled token", from_zero=True)
+
+
+def routing_shares(groups: Sequence[Group], colors: Colors) -> list[Panel] | str:
+    shares = {
+        "srpo/frac_sdpo": "distilled",
+        "srpo/frac_grpo": "take the policy gradient",
+        "srpo/frac_teacher_available": "with teacher information",
+    }
+    return _metric_panels(groups, colors, shares, "rollouts (%)", factor=100.0, whole=True)
+
+
+def length_and_cost(groups: Sequence[Group], colors: Colors) -> list[Panel] | str:
+    """Figures 4a and 4b, and what a step spends its time on."""
+    return _joined(
+        _metric_panels(groups, colors, {"response_length/mean": "response length"}, "tokens", from_zero=True),
+        _step_seconds(groups, colors),
+    )
+
+
+def _timed(groups: Sequence[Group]) -> list[Group]:
+    return [group for group in groups if any(len(run.step_seconds()[0]) for run in group.runs)]
+
+
+def _step_seconds(groups: Sequence[Group], colors: Colors) -> list[Panel] | str:
+    """A step's mean from the start to the end of every budget that was reached, and of the whole run."""
+    timed = _timed(groups)
+    if not timed:
+        return "timing_s/step"
+    runs = [run for group in timed for run in group.runs]
+    windows: list[int | None] = [hours for hours in BUDGETS_H if any(used_up(run, hours) for run in runs)]
+    windows.append(None)
+    bars = []
+    for group in timed:
+        values = [[seconds_within(run, hours) for run in group.runs] for hours in windows]
+        kept = [[value for value in column if value is not None] for column in values]
+        means = [float(np.mean(column)) if column else None for column in kept]
+        spreads = [float(np.std(column, ddof=1)) if len(column) > 1 else 0.0 for column in kept]
+        bars.append(Bars(group.label, colors[group.label], means, spreads))
+    names = ["whole run" if hours is None else f"first {hours} h" for hours in windows]
+    return [Panel("a training step", "training time", "seconds", bars=bars, categories=names)]
+
+
+def seconds_within(run: Run, hours: int | None) -> float | None:
+    """Mean seconds of a step within a budget that the run used up; None: of the whole run."""
+    steps, seconds = run.step_seconds()
+    if not len(steps) or (hours is not None and not used_up(run, hours)):
+        return None
+    within = seconds if hours is None else seconds[run.hours(steps) <= hours]
+    return float(np.mean(within)) if len(within) else None
+
+
+def step_parts(groups: Sequence[Group], colors: Colors) -> list[Panel] | str:
+    """Where the time of a step goes: medians, so that the first step's start-up does not count."""
+    timed = _timed(groups)
+    if not timed:
+        return "timing_s/step"
+    parts = {group.label: _parts(group) for group in timed}
+    bars = [
+        Bars(name, len(Colors.FIXED) + index, [parts[group.label][name] for group in timed])
+        for index, name in enumerate([*PARTS, "rest"])
+        if any(parts[group.label][name] > 0 for group in timed)
+    ]
+    names = [group.label for group in timed]
+    return [Panel("a training step", "", "seconds (median)", bars=bars, categories=names, stacked=True)]
+
+
+def _parts(group: Group) -> dict[str, float]:
+    def median(name: str) -> float:
+        values = [float(np.median(run.series(name)[1])) for run in group.runs if len(run.series(name)[1])]
+        return float(np.mean(values)) if values else 0.0
+
+    parts = {name: median(metric) for name, metric in PARTS.items()}
+    parts["update"] = max(0.0, parts["update"] - parts["teacher"])
+    whole = float(np.mean([np.median(run.step_seconds()[1]) for run in group.runs if len(run.step_seconds()[1])]))
+    parts["rest"] = max(0.0, whole - sum(parts.values()))
+    return parts
+
+
+_SMOOTHED = f"Thick: rolling mean of {ROLLING_STEPS} steps, centred."
+
+FIGURES: dict[str, tuple[Draw, str, str]] = {
+    "learning_curves": (
+        learning_curves,
+        "Learning curves (Figure 3)",
+        f"Training prompts: {_SMOOTHED[0].lower()}{_SMOOTHED[1:]} Held-out prompts: a point per validation. Training "
+        "time holds no validations, checkpoints or start-up.",
+    ),
+    "sdpo_variants": (sdpo_variants, "SDPO on all, on correct and on failed rollouts (Figure 1b)", _SMOOTHED),
+    "teacher": (teacher, "Gap of teacher and student, and the teacher's entropy (Figure 1c)", _SMOOTHED),
+    "routing_shares": (
+        routing_shares,
+        "Share of rollouts per branch (Figure 5)",
+        f"By its routing a rollout may be in both branches. {_SMOOTHED}",
+    ),
+    "length_and_cost": (
+        length_and_cost,
+        "Response length and seconds per step (Figure 4)",
+        f"{_SMOOTHED} Bars: means; whiskers: one standard deviation over seeds.",
+    ),
+    "step_parts": (step_parts, "Where a step's time goes", "Medians over the steps, means over the seeds."),
 }
-"""File name: function and caption. A function returns the figure, or the metrics for want of which there is none."""
+"""Name: what draws the panels of a task, title, caption."""
 
 
-def write_figures(runs: Sequence[Run], out: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Draw into `out`; returns captions of the written files, and of each left-out one what it lacks.
-
-    A left-out figure of an earlier report in the same directory is removed: it would show other runs.
-    """
-    written, left_out = {}, {}
-    for name, (draw, caption) in FIGURES.items():
-        figure = draw(runs)
-        if isinstance(figure, str):
-            left_out[name] = figure
-            (out / name).unlink(missing_ok=True)
-        else:
-            figure.savefig(out / name, dpi=140)
-            written[name] = caption
-    return written, left_out
+def draw_figures(groups: Sequence[Group]) -> tuple[list[Figure], dict[str, str]]:
+    """The figures, and of each one that is left out what it lacks, by its title."""
+    colors, figures, left_out = Colors(groups), [], {}
+    tasks = list(dict.fromkeys(group.task for group in groups))
+    for name, (draw, title, caption) in FIGURES.items():
+        found = {task: draw([group for group in groups if group.task == task], colors) for task in tasks}
+        rows = [(task, panels) for task, panels in found.items() if not isinstance(panels, str)]
+        if not rows:
+            left_out[title] = str(found[tasks[0]])
+            continue
+        legend: dict[tuple[str, int], None] = {}
+        for task, panels in rows:
+            for panel in panels:
+                panel.task = task
+                legend |= {(line.label, line.color): None for line in panel.lines}
+                legend |= {(bars.label, bars.color): None for bars in panel.bars}
+        if len(rows) > 1 and all(len(panels) == 1 for _, panels in rows):
+            for task, (panel,) in rows:
+                panel.title, panel.task = task or panel.title, ""
+            rows = [("", [panel for _, (panel,) in rows])]
+        figures.append(Figure(name, title, caption, rows, list(legend)))
+    return figures, left_out

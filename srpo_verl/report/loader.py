@@ -1,8 +1,8 @@
-"""Read the JSON lines that veRL's `file` logger writes into runs.
+"""Read run logs: the JSON lines of veRL's `file` logger, and the compact logs of recipes/mini.
 
-Written for logs as they are found after real runs: several files of one resumed run, steps that were trained twice,
-and a last line cut off when the process was killed. None of it may pass in silence, because a table would look no
-different for it.
+Written for logs as they are found after real runs: several attempts of one run, steps that were trained twice, and a
+last line cut off when the process was killed. None of it may pass in silence, because a table would look no different
+for it.
 """
 
 from __future__ import annotations
@@ -10,25 +10,19 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from srpo_verl.budget import HOURS
+from srpo_verl.report.identity import GENERIC, of_cell, of_name, of_record
+from srpo_verl.report.run import Run
+from srpo_verl.run_files import record_path, sample_paths
 
-GENERIC_STEMS = ("metrics", "log", "logs", "train")
-"""Names of log files (set by VERL_FILE_LOGGER_PATH) that say nothing about the experiment; the directory's does."""
-
-VALIDATION = re.compile(r"val-core/(?P<source>.+)/(?P<variable>acc|reward)/mean@(?P<samples>\d+)")
-"""veRL's name for the mean accuracy over `samples` validation rollouts per prompt: the paper's avg@16."""
-
-HOURS = "srpo/hours"
-"""Training time as the run itself counts it, over resumptions as well."""
-
-OF_VALIDATION = ("val-", HOURS, "srpo/best_accuracy_")
-"""Beginnings of the metrics that a validation logs by itself, before the first step or after a resumption."""
-
-SECONDS_PER_HOUR = 3600.0
+ATTEMPT = re.compile(r"attempt-\d+")
+"""Folders that the logs of earlier attempts are put into."""
+PROVENANCE = ("commit", "versions", "hardware")
 
 
 class ReportError(ValueError):
@@ -36,90 +30,15 @@ class ReportError(ValueError):
 
 
 @dataclass
-class Run:
-    """One training run: every metric by step. Two runs of the same experiment are seeds of each other."""
-
-    experiment: str
-    files: list[Path]
-    label: str = ""
-    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
-
-    def series(self, *names: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of the first of `names` that was logged at all; empty where none was."""
-        for name in names:
-            points = [(step, data[name]) for step, data in sorted(self.metrics.items()) if name in data]
-            if points:
-                steps, values = zip(*points, strict=True)
-                return np.array(steps), np.array(values, dtype=float)
-        return np.array([], dtype=int), np.array([], dtype=float)
-
-    @property
-    def training_steps(self) -> list[int]:
-        """Steps that trained; a validation before the first step, or after a resumption, is logged by itself."""
-        return [step for step, data in sorted(self.metrics.items()) if _trained(data)]
-
-    def hours(self, steps: np.ndarray) -> np.ndarray:
-        """Hours of training spent when the weights of each of `steps` existed; NaN where no step was timed.
-
-        `srpo/hours` where the run logged it. Elsewhere, as in logs of another trainer, the same by its definition:
-        the sum of the steps' seconds. A step that was trained twice counts once.
-        """
-        seconds = dict(zip(*self.step_seconds(), strict=True))
-        spent, total, timed = {}, 0.0, False
-        for step, data in sorted(self.metrics.items()):
-            timed = timed or step in seconds or data.get(HOURS, 0.0) > 0
-            total = data[HOURS] if HOURS in data else total + seconds.get(step, 0.0) / SECONDS_PER_HOUR
-            spent[step] = total
-        return np.array([spent[int(step)] if timed else math.nan for step in steps], dtype=float)
-
-    def step_seconds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and the seconds of training in each: veRL's `timing_s/step` without the writing of a checkpoint."""
-        steps, seconds = self.series("timing_s/step")
-        saving = [self.metrics[int(step)].get("timing_s/save_checkpoint", 0.0) for step in steps]
-        return steps, seconds - np.array(saving, dtype=float)
-
-    @property
-    def total_hours(self) -> float:
-        """Hours of training of the whole run, NaN where it was not timed."""
-        return float(self.hours(np.array([max(self.metrics)]))[0])
-
-    def validation(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Steps and accuracies per benchmark (veRL's data source), and their "average" where there are several."""
-        points: dict[str, dict[int, float]] = {}
-        for step, data in sorted(self.metrics.items()):
-            best_rank: dict[str, tuple[bool, int]] = {}
-            for name, value in data.items():
-                match = VALIDATION.fullmatch(name)
-                if match is None:
-                    continue
-                # Accuracy before reward, and the mean over the most samples.
-                rank = (match["variable"] == "acc", int(match["samples"]))
-                if rank > best_rank.get(match["source"], (False, 0)):
-                    best_rank[match["source"]] = rank
-                    points.setdefault(match["source"], {})[step] = value
-        curves = {source: _arrays(values) for source, values in sorted(points.items())}
-        if len(points) > 1:
-            common = set.intersection(*(set(values) for values in points.values()))
-            mean = {step: float(np.mean([values[step] for values in points.values()])) for step in sorted(common)}
-            if mean:
-                curves["average"] = _arrays(mean)
-        return curves
-
-
-def _arrays(values: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(list(values), dtype=int), np.array(list(values.values()), dtype=float)
-
-
-def _trained(data: dict[str, float]) -> bool:
-    return any(not name.startswith(OF_VALIDATION) for name in data)
-
-
-@dataclass
 class _Log:
-    """One file: its records in order of writing."""
+    """One file: its records in order of writing, and what it or its neighbour says of the run."""
 
     path: Path
     records: list[tuple[int, dict[str, float]]]
+    cell: Mapping[str, Any] | None = None
+    """Header of a compact log."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """The run's own record, where there is one."""
 
     @property
     def first_step(self) -> int:
@@ -131,11 +50,15 @@ class _Log:
         return self.first_step <= 1
 
 
-def load_runs(directories: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """All runs below `directories`, and notes on whatever about their files a reader of the report should know.
+def load_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """All runs of `paths`, and notes on whatever about their files a reader of the report should know.
 
-    Files of one directory that share a name are one run if only one of them starts at the beginning (the others were
-    resumed), and separate runs if all do.
+    Logs whose records name the same folder of checkpoints and the same configuration are attempts of one run. Of logs
+    without a record, those of one directory that share a name are one run if only one of them starts at the beginning
+    (the others were resumed), and separate runs if all do.
+
+    Args:
+        paths: logs, and directories that are searched for logs.
 
     Raises:
         ReportError: nothing to read, a malformed line, or files that cannot be told apart.
@@ -143,34 +66,51 @@ def load_runs(directories: Sequence[Path]) -> tuple[list[Run], list[str]]:
     notes: list[str] = []
     runs: list[tuple[Path, Run]] = []
     seen: set[Path] = set()
-    for directory in directories:
-        logs = [log for log in _read_directory(directory, notes) if log.path.resolve() not in seen]
+    recorded: dict[tuple, list[_Log]] = {}
+    for path in paths:
+        logs = [log for log in _read(path, notes) if log.path.resolve() not in seen]
         seen.update(log.path.resolve() for log in logs)
         groups: dict[str, list[_Log]] = {}
         for log in logs:
-            groups.setdefault(_experiment(log.path, directory), []).append(log)
-        runs += [(directory, run) for name, group in groups.items() for run in _assemble(name, group, notes)]
+            if "config" in log.record:
+                identity = of_record(log.record["config"])
+                recorded.setdefault((log.record["checkpoints"], identity.key, identity.seeds), []).append(log)
+            else:
+                groups.setdefault(_experiment(log.path, path), []).append(log)
+        runs += [(path, run) for name, group in groups.items() for run in _assemble(name, group, notes)]
+    runs += [(logs[0].path.parent, _attempts(logs, notes)) for logs in recorded.values()]
     _label(runs)
     for _, run in runs:
         notes += _gaps(run)
+    unknown = sorted({run.experiment for _, run in runs if not run.identity.recorded})
+    if unknown:
+        notes.append(f"method and seeds go by the name, no configuration was recorded: {', '.join(unknown)}")
     return [run for _, run in runs], notes
 
 
-def _read_directory(directory: Path, notes: list[str]) -> list[_Log]:
-    if not directory.is_dir():
-        raise ReportError(f"{directory}: not a directory")
-    candidates = sorted(directory.rglob("*.jsonl"))
-    logs = [log for path in candidates if (log := _read_file(path, notes)) is not None]
+def _read(path: Path, notes: list[str]) -> list[_Log]:
+    if path.is_file():
+        log = _read_file(path, notes)
+        if log is None:
+            raise ReportError(f"{path}: no run log. {WANTED}")
+        return [log]
+    if not path.is_dir():
+        raise ReportError(f"{path}: no such file or directory")
+    candidates = sorted(path.rglob("*.jsonl"))
+    logs = [log for candidate in candidates if (log := _read_file(candidate, notes)) is not None]
     if not logs:
         found = f"{len(candidates)} *.jsonl files, but none of them is one" if candidates else "no *.jsonl file at all"
-        raise ReportError(
-            f"{directory}: no run log. Looked, in all subdirectories, for *.jsonl files with lines of the form "
-            f'{{"step": 1, "data": {{"metric": 0.5}}}}, as trainer.logger=[console,file] writes them; found {found}'
-        )
+        raise ReportError(f"{path}: no run log. {WANTED}; found, in all subdirectories, {found}")
     skipped = len(candidates) - len(logs)
     if skipped:
-        notes.append(f"{directory}: {skipped} of {len(candidates)} *.jsonl files are no metric logs and were left out")
+        notes.append(f"{path}: {skipped} of {len(candidates)} *.jsonl files are no metric logs and were left out")
     return logs
+
+
+WANTED = (
+    'Looked for *.jsonl files with lines of the form {"step": 1, "data": {"metric": 0.5}}, '
+    "as trainer.logger=[console,file] writes them"
+)
 
 
 def _read_file(path: Path, notes: list[str]) -> _Log | None:
@@ -178,6 +118,7 @@ def _read_file(path: Path, notes: list[str]) -> _Log | None:
     lines = path.read_bytes().split(b"\n")
     last = max((number for number, line in enumerate(lines, 1) if line.strip()), default=0)
     records: list[tuple[int, dict[str, float]]] = []
+    header: dict[str, Any] | None = None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -188,10 +129,47 @@ def _read_file(path: Path, notes: list[str]) -> _Log | None:
                 notes.append(f"{path}:{number}: half-written last line left out (was the run killed?)")
                 continue
             raise ReportError(f"{path}:{number}: not JSON: {error}") from None
+        if number == 1 and isinstance(content, dict) and isinstance(content.get("cell"), dict):
+            header = content
+            continue
+        if header is not None:
+            records += _columns(content, f"{path}:{number}")
+            continue
         if not records and isinstance(content, dict) and not isinstance(content.get("data"), dict):
             return None
         records.append(_record(content, f"{path}:{number}"))
-    return _Log(path, records) if records else None
+    if not records:
+        return None
+    return _Log(path, records, header and header["cell"], _record_of(path, notes) if header is None else header)
+
+
+def _record_of(log: Path, notes: list[str]) -> Mapping[str, Any]:
+    """The record beside a log; none where it is absent or damaged.
+
+    An attempt that ended before it wrote one has its run's, which lies a folder above.
+    """
+    path, begun = record_path(log), {}
+    if not path.is_file() and ATTEMPT.fullmatch(log.parent.name):
+        path, begun = record_path(log.parent.parent / log.name), {"started": ""}
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        of_record(record["config"])
+        return {"checkpoints": record["checkpoints"], "started": record["started"], **record, **begun}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        notes.append(f"{path}: not read as the record of a run: {type(error).__name__} {error}")
+        return {}
+
+
+def _columns(content: Any, place: str) -> list[tuple[int, dict[str, float]]]:
+    """A line of a compact log: the values of some metrics at the same steps."""
+    try:
+        steps, metrics = content["steps"], content["metrics"]
+        rows = [dict(zip(metrics, values, strict=True)) for values in zip(*metrics.values(), strict=True)]
+        return [_record({"step": step, "data": row}, place) for step, row in zip(steps, rows, strict=True)]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ReportError(f"{place}: not a line of a compact log: {type(error).__name__} {error}") from None
 
 
 def _record(content: object, place: str) -> tuple[int, dict[str, float]]:
@@ -210,12 +188,15 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _experiment(path: Path, directory: Path) -> str:
+def _experiment(path: Path, argument: Path) -> str:
     """veRL names the file after trainer.experiment_name."""
-    return directory.resolve().name if path.stem in GENERIC_STEMS else path.stem
+    if path.stem not in GENERIC:
+        return path.stem
+    return (argument if argument.is_dir() else path.parent).resolve().name
 
 
 def _assemble(name: str, logs: list[_Log], notes: list[str]) -> list[Run]:
+    """Runs of logs that nothing but their names and first steps tell apart."""
     # Later attempts start at later checkpoints; of two that start at the same one, the later written counts.
     logs = sorted(logs, key=lambda log: (log.first_step, log.path.stat().st_mtime, str(log.path)))
     fresh = [log for log in logs if log.is_fresh]
@@ -224,36 +205,60 @@ def _assemble(name: str, logs: list[_Log], notes: list[str]) -> list[Run]:
             f"{logs[-1].path}: resumes one of {len(fresh)} runs named {name!r}, and nothing says which; put every run "
             "into a directory of its own and name these directories"
         )
-    groups = [[log] for log in logs] if len(fresh) > 1 else [logs]
+    groups = [[log] for log in logs] if len(fresh) > 1 or logs[0].cell else [logs]
     runs = []
     for group in groups:
-        run = Run(name, [log.path for log in group])
-        for log in group:
-            for step, data in log.records:
-                run.metrics.setdefault(step, {}).update(data)
-        repeated = sum(len(log.records) for log in group) - len(run.metrics)
-        if len(group) > 1:
-            notes.append(f"{name}: {len(group)} files read as one resumed run: {', '.join(map(str, run.files))}")
-        if repeated:
-            notes.append(f"{name}: steps logged more than once: {repeated}; the later values count")
+        cell = group[0].cell
+        run = _joined(name, group, notes)
+        run.identity = of_cell(cell) if cell else of_name(name)
         runs.append(run)
     return runs
 
 
+def _attempts(logs: list[_Log], notes: list[str]) -> Run:
+    """One run of the attempts that its logs are, by the time at which they began."""
+    logs = sorted(logs, key=lambda log: (log.record["started"], log.first_step))
+    config = logs[0].record["config"]
+    run = _joined(str(config["trainer"]["experiment_name"]), logs, notes)
+    run.identity = of_record(config)
+    return run
+
+
+def _joined(name: str, logs: list[_Log], notes: list[str]) -> Run:
+    """Where two attempts have the same step, the later one's counts; so does the later line of one file."""
+    run = Run(name, [log.path for log in logs])
+    for log in logs:
+        trained_again = log.first_step
+        if "config" in log.record and log.is_fresh:
+            # Begun anew: what an earlier attempt did beyond this one is no part of the run.
+            run.metrics, run.samples = {}, {}
+        for step, data in log.records:
+            run.metrics.setdefault(step, {}).update(data)
+        kept = {step: path for step, path in run.samples.items() if step < trained_again}
+        run.samples = {**kept, **sample_paths(log.path)}
+    run.provenance = {key: logs[-1].record[key] for key in PROVENANCE if key in logs[-1].record}
+    lines = [(step for step, _ in log.records) for log in logs if log.cell is None]
+    logged = [step for steps in lines for step in steps]
+    repeated = len(logged) - len(set(logged))
+    if len(logs) > 1:
+        notes.append(f"{name}: {len(logs)} files read as attempts of one run: {', '.join(map(str, run.files))}")
+    if repeated:
+        notes.append(f"{name}: steps logged more than once: {repeated}; the later values count")
+    return run
+
+
 def _label(runs: list[tuple[Path, Run]]) -> None:
-    """Name runs in tables and legends: the experiment, and where several share it, the directory as well."""
-    for _, run in runs:
-        run.label = run.experiment
+    """Name runs in the table of all runs: their own name, with the directory where several share it."""
+    names = [run.experiment for _, run in runs]
     taken: dict[str, int] = {}
-    for directory, run in runs:
-        namesakes = [other for other in runs if other[1].experiment == run.experiment]
-        if len(namesakes) == 1:
-            continue
-        if len({other for other, _ in namesakes}) > 1:
-            where = directory.resolve().name
-        else:
-            where = "/".join(run.files[0].resolve().relative_to(directory.resolve()).parts[:-1]) or directory.name
-        label = f"{run.experiment} ({where})"
+    for (directory, run), name in zip(runs, names, strict=True):
+        label = name
+        if names.count(name) > 1:
+            inside = run.files[0].resolve().parent
+            base = directory.resolve()
+            where = "/".join(inside.relative_to(base).parts) if inside.is_relative_to(base) else ""
+            several = len({other.resolve() for other, one in runs if one.experiment == name}) > 1
+            label = f"{name} ({base.name if several or not where else where})"
         taken[label] = taken.get(label, 0) + 1
         run.label = label if taken[label] == 1 else f"{label} #{taken[label]}"
 

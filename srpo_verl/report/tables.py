@@ -1,322 +1,272 @@
-"""What the report says in numbers: Table 1 and Figure 4b per run, the spread over seeds, and the late collapse."""
+"""Tables 1 and 2 of the paper from one's own runs: best accuracy within budgets, mean and spread over seeds."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from srpo_verl.report.loader import SECONDS_PER_HOUR, Run
+from srpo_verl.budget import RECENT_STEPS, SECONDS_PER_HOUR
+from srpo_verl.report import paper
+from srpo_verl.report.groups import Group
+from srpo_verl.report.run import Run, Validation
 
-BUDGETS_H = (1, 5, 10)
-"""Wall-clock budgets of the paper's Table 1 and Figure 4b, in hours of training (`Run.hours`)."""
-
-RECENT_STEPS = 5
-"""A budget is used up when a step as long as the longest of this many last ones would not have fitted any more."""
-
-EARLY_STEPS = 10
-"""The early level of the response length is the median over this many first steps."""
-
-COLLAPSE_GROWTH = 2.0
-COLLAPSE_ENTROPY = 0.1
-COLLAPSE_STEPS = 3
-"""A collapse is a response length above the early level by this factor while the policy's entropy is below this many
-nats, for this many steps in a row (fewer where the log ends)."""
-
-Row = dict[str, Any]
+NOTHING = math.nan
 
 
-def summary_rows(runs: Sequence[Run]) -> list[Row]:
-    """One row per run and benchmark; accuracies in percent, NaN where nothing was measured."""
-    rows = []
-    for run in runs:
-        curves: Mapping[str, tuple[np.ndarray, np.ndarray]] = run.validation() or {
-            "": (np.array([], dtype=int), np.array([]))
-        }
-        for benchmark, (steps, values) in curves.items():
-            hours = run.hours(steps)
-            row: Row = {
-                "run": run.label,
-                "experiment": run.experiment,
-                "benchmark": benchmark,
-                "steps": len(run.training_steps),
-                "hours": run.total_hours,
-                "best_acc": 100 * float(np.max(values)) if len(values) else math.nan,
-                "best_step": int(steps[np.argmax(values)]) if len(values) else None,
-                "final_acc": 100 * float(values[-1]) if len(values) else math.nan,
-                "final_step": int(steps[-1]) if len(values) else None,
-            }
-            for budget in BUDGETS_H:
-                within = values[hours <= budget]
-                row[f"best_acc_{budget}h"] = 100 * float(np.max(within)) if len(within) else math.nan
-                row[f"used_up_{budget}h"] = used_up(run, budget)
-            rows.append(row | seconds_per_step(run))
-    return rows
+@dataclass(frozen=True)
+class Budget:
+    """How long a run may have trained: hours, or steps, or as long as it did."""
+
+    name: str
+    hours: float | None = None
+    step: int | None = None
+
+    def within(self, run: Run, curve: Validation) -> np.ndarray:
+        """Which validations lie within it."""
+        if self.hours is not None:
+            return run.hours(curve.steps) <= self.hours
+        return curve.steps <= (np.inf if self.step is None else self.step)
+
+    def used_up(self, run: Run) -> bool:
+        """Whether the run trained for as long as the budget allows, to the step."""
+        if self.hours is not None:
+            return used_up(run, self.hours)
+        return self.step is None or max(run.training_steps, default=0) >= self.step
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value over seeds, in percent."""
+
+    values: tuple[float, ...]
+    ended_before: bool = False
+    """Some run ended before the budget did."""
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values)) if self.values else NOTHING
+
+    @property
+    def spread(self) -> float:
+        """Sample standard deviation; NaN for a single seed."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else NOTHING
+
+    def __str__(self) -> str:
+        if not self.values:
+            return "-"
+        star = "*" if self.ended_before else ""
+        return f"{self.mean:.1f}{star}" + (f" ± {self.spread:.1f}" if len(self.values) > 1 else "")
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """The part of Table 1 that belongs to one benchmark."""
+
+    title: str
+    budgets: list[Budget]
+    start: Cell
+    rows: dict[str, list[Cell]]
+    """By label: a cell per budget, and the last validation."""
+    seeds: dict[str, int]
+    of_paper: dict[str, tuple[float, ...]]
+    """The paper's values by method, where it has this benchmark."""
+
+    @property
+    def columns(self) -> list[str]:
+        return [*(budget.name for budget in self.budgets), "last"]
 
 
 def used_up(run: Run, budget: float) -> bool:
-    """Whether the run trained for as long as the budget allows, to the step."""
+    """Whether a step as long as the longest of the last ones would not have fitted any more."""
     _, seconds = run.step_seconds()
     another = float(np.max(seconds[-RECENT_STEPS:])) / SECONDS_PER_HOUR if len(seconds) else 0.0
     return run.total_hours + another > budget
 
 
-def seconds_per_step(run: Run) -> Row:
-    """Mean seconds and number of the steps from the start to the end of each budget, as in Figure 4b."""
-    steps, seconds = run.step_seconds()
-    hours = run.hours(steps)
-    row: Row = {}
-    for budget in BUDGETS_H:
-        within = seconds[hours <= budget]
-        row[f"s_per_step_{budget}h"] = float(np.mean(within)) if len(within) else math.nan
-        row[f"steps_{budget}h"] = len(within)
-    return row
+def budgets_of(runs: Sequence[Run], steps: Sequence[int] = ()) -> list[Budget]:
+    """The budgets that runs of one task are compared at: steps where given, else the paper's hours that one reached.
+
+    Runs that are shorter than the first hour are looked at after the paper's shares of their common length instead.
+    """
+    last = [max(run.training_steps, default=0) for run in runs]
+    if steps:
+        chosen = [Budget(f"step {step}", step=step) for step in steps if step <= max(last)]
+        return chosen if chosen and chosen[-1].step == max(last) else [*chosen, Budget("whole run")]
+    reached = [budget for budget in paper.BUDGETS_H if any(used_up(run, budget) for run in runs)]
+    if reached:
+        hours = [Budget(f"{budget} h", hours=budget) for budget in reached]
+        longest = max(run.total_hours for run in runs)
+        return hours if longest <= reached[-1] * 1.02 else [*hours, Budget("whole run")]
+    common, whole = min(last), paper.STEPS_OF_BUDGETS[-1]
+    shares = list(dict.fromkeys(max(1, round(common * part / whole)) for part in paper.STEPS_OF_BUDGETS))
+    chosen = [Budget(f"step {step}", step=step) for step in shares]
+    return chosen if max(last) == common else [*chosen, Budget("whole run")]
 
 
-def reached_windows(run: Run) -> list[int]:
-    """Budgets in which the run was still training: a run of two hours has nothing to say about the third window."""
-    hours = run.total_hours
-    return [budget for index, budget in enumerate(BUDGETS_H) if index == 0 or hours > BUDGETS_H[index - 1]]
+def best_within(run: Run, curve: Validation, budget: Budget) -> float:
+    """Accuracy in percent of the checkpoint that is best within a budget; NaN where none lies within."""
+    index = curve.best(budget.within(run, curve))
+    return NOTHING if index is None else 100 * float(curve.values[index])
 
 
-SPREAD_COLUMNS = ("best_acc", "final_acc", *(f"best_acc_{budget}h" for budget in BUDGETS_H), "hours")
+def table_1(groups: Sequence[Group], steps: Sequence[int] = ()) -> list[TaskTable]:
+    """One part per task and benchmark, in the order of the groups."""
+    tables = []
+    for task in dict.fromkeys(group.task for group in groups):
+        of_task = [group for group in groups if group.task == task]
+        runs = [run for group in of_task for run in group.runs]
+        budgets = budgets_of(runs, steps)
+        benchmarks = list(dict.fromkeys(name for run in runs for name in run.validation()))
+        for benchmark in benchmarks:
+            rows, seeds = {}, {}
+            for group in of_task:
+                pairs = [(run, run.validation()[benchmark]) for run in group.runs if benchmark in run.validation()]
+                pairs = [(run, curve) for run, curve in pairs if len(curve.steps)]
+                if pairs:
+                    rows[group.label] = [_cell(pairs, budget) for budget in budgets]
+                    rows[group.label].append(Cell(tuple(100 * float(curve.values[-1]) for _, curve in pairs)))
+                    seeds[group.label] = len(pairs)
+            title = (task or benchmark) if len(benchmarks) == 1 else f"{task}: {benchmark}" if task else benchmark
+            curves = [run.validation()[benchmark] for run in runs if benchmark in run.validation()]
+            start = Cell(tuple(100 * float(c.values[0]) for c in curves if len(c.steps) and c.steps[0] == 0))
+            tables.append(TaskTable(title, budgets, start, rows, seeds, _of_paper(title)))
+    return tables
 
 
-def seed_rows(rows: Sequence[Row]) -> list[Row]:
-    """Mean, sample standard deviation, smallest and largest value over the runs that share an experiment name."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["experiment"], row["benchmark"]), []).append(row)
-    result = []
-    for (experiment, benchmark), group in groups.items():
-        if len(group) < 2:
-            continue
-        summary: Row = {"experiment": experiment, "benchmark": benchmark, "runs": len(group)}
-        for column in SPREAD_COLUMNS:
-            values = np.array([row[column] for row in group if not math.isnan(row[column])])
-            summary[f"{column}_mean"] = float(np.mean(values)) if len(values) else math.nan
-            summary[f"{column}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-            summary[f"{column}_min"] = float(np.min(values)) if len(values) else math.nan
-            summary[f"{column}_max"] = float(np.max(values)) if len(values) else math.nan
-        result.append(summary)
-    return result
+def _cell(pairs: Sequence[tuple[Run, Validation]], budget: Budget) -> Cell:
+    values = [best_within(run, curve, budget) for run, curve in pairs]
+    ended = any(not budget.used_up(run) for run, _ in pairs)
+    return Cell(tuple(value for value in values if not math.isnan(value)), ended)
+
+
+def _of_paper(title: str) -> dict[str, tuple[float, ...]]:
+    model = next(
+        (
+            name
+            for name in paper.TABLE_1
+            if name.lower().replace("-", "") in title.lower().replace("-", "").replace("_", "")
+        ),
+        "Qwen3-8B",
+    )
+    column = next((name for name in paper.COLUMNS if title.startswith(name)), None)
+    return {method: cells[column] for method, cells in paper.TABLE_1[model].items()} if column else {}
 
 
 @dataclass(frozen=True)
-class Collapse:
-    """Where responses began to grow while the policy had become nearly deterministic."""
+class Ablation:
+    """Table 2: by method the mean over the tasks at each budget, own values beside the paper's."""
 
-    step: int
-    early_length: float
-    length: float
-    entropy: float
+    tasks: list[str]
+    columns: list[str]
+    rows: Mapping[str, tuple[list[str], tuple[float, ...]]]
 
 
-def find_collapse(run: Run) -> Collapse | None:
-    """First step of the late collapse other reproductions died of after 220 to 400 steps; None where there is none.
+def table_2(groups: Sequence[Group], tables: Sequence[TaskTable]) -> Ablation | str:
+    """Over the tasks on which all methods of Table 2 that there are were run; or what is lacking.
 
-    Both signs are needed: a longer response alone may be better reasoning, a low entropy alone is convergence.
+    Mean over the tasks of the means over seeds; its spread is that of such a mean for independent seeds. Of several
+    configurations of a method on a task the one with most seeds counts.
     """
-    _, lengths = run.series("response_length/mean")
-    if len(lengths) <= EARLY_STEPS:
-        return None
-    early = float(np.median(lengths[:EARLY_STEPS]))
-    later = [step for step in run.training_steps if "response_length/mean" in run.metrics[step]][EARLY_STEPS:]
-    collapsed = [
-        data["response_length/mean"] > COLLAPSE_GROWTH * early
-        and data.get("actor/entropy", math.inf) < COLLAPSE_ENTROPY
-        for data in (run.metrics[step] for step in later)
-    ]
-    for index, step in enumerate(later):
-        if all(collapsed[index : index + COLLAPSE_STEPS]):
-            data = run.metrics[step]
-            return Collapse(step, early, data["response_length/mean"], data["actor/entropy"])
-    return None
+    method_of = {group.label: group.method for group in groups}
+    wanted = [method for method in paper.TABLE_2 if method in method_of.values()]
+    if len(wanted) < 2:
+        return f"runs of at least two of {', '.join(paper.TABLE_2)}"
+    shared: list[tuple[TaskTable, dict[str, list[Cell]]]] = []
+    for table in tables:
+        rows: dict[str, list[Cell]] = {}
+        for label in sorted(table.rows, key=lambda label: table.seeds[label]):
+            rows[method_of[label]] = table.rows[label]
+        if all(method in rows for method in wanted) and not table.title.endswith("average"):
+            shared.append((table, rows))
+    if not shared:
+        return f"a task on which {', '.join(wanted)} were all run"
+    columns = [budget.name for budget in shared[0][0].budgets]
+    if any([budget.name for budget in table.budgets] != columns for table, _ in shared):
+        columns = [f"budget {index + 1}" for index in range(min(len(table.budgets) for table, _ in shared))]
+    texts = {
+        method: [_mean_of([rows[method][at] for _, rows in shared]) for at in range(len(columns))] for method in wanted
+    }
+    return Ablation(
+        [table.title for table, _ in shared],
+        columns,
+        {method: (texts[method], paper.TABLE_2[method]) for method in wanted},
+    )
 
 
-def warnings(runs: Sequence[Run]) -> list[str]:
-    """What a reader has to know before believing a number; one line each, also where a check was impossible."""
-    lines = []
-    for run in runs:
-        absent = [name for name in ("response_length/mean", "actor/entropy") if not len(run.series(name)[0])]
-        if absent:
-            lines.append(f"{run.label}: not checked for late collapse, {' and '.join(absent)} not logged")
-            continue
-        collapse = find_collapse(run)
-        if collapse is None:
-            continue
-        line = (
-            f"{run.label}: late collapse from step {collapse.step} on: responses of {collapse.length:.0f} tokens, "
-            f"{collapse.early_length:.0f} at the start, with an entropy of {collapse.entropy:.3f} nats "
-            f"(below {COLLAPSE_ENTROPY})"
+def _mean_of(cells: Sequence[Cell]) -> str:
+    mean = float(np.mean([cell.mean for cell in cells]))
+    spread = math.sqrt(sum(cell.spread**2 for cell in cells)) / len(cells)
+    return f"{mean:.1f}" + ("" if math.isnan(spread) else f" ± {spread:.1f}")
+
+
+def run_frame(groups: Sequence[Group], steps: Sequence[int] = ()) -> pd.DataFrame:
+    """One row per run and benchmark, unrounded; accuracies in percent, empty where nothing was measured."""
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        same_task = [run for other in groups if other.task == group.task for run in other.runs]
+        budgets = budgets_of(same_task, steps)
+        for run in group.runs:
+            base = {
+                "run": run.label,
+                "group": group.label,
+                "task": group.task,
+                "seed": run.identity.seed,
+                "steps": len(run.training_steps),
+                "hours": run.total_hours,
+                "s_per_step": float(np.mean(run.step_seconds()[1])) if len(run.step_seconds()[1]) else NOTHING,
+            }
+            for benchmark, curve in (run.validation() or {"": Validation(*[np.array([])] * 3)}).items():
+                best = curve.best()
+                rows.append(
+                    base
+                    | {
+                        "benchmark": benchmark,
+                        "best_acc": NOTHING if best is None else 100 * float(curve.values[best]),
+                        "best_step": None if best is None else int(curve.steps[best]),
+                        "last_acc": NOTHING if best is None else 100 * float(curve.values[-1]),
+                        "last_step": None if best is None else int(curve.steps[-1]),
+                        **{f"best_acc_{b.name.replace(' ', '_')}": best_within(run, curve, b) for b in budgets},
+                    }
+                )
+    return pd.DataFrame(rows).astype({"best_step": "Int64", "last_step": "Int64"})
+
+
+def group_frame(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean, sample standard deviation, smallest and largest value over the seeds of every group and benchmark."""
+    values = [name for name in runs if name.startswith(("best_acc", "last_acc", "hours", "s_per_step"))]
+    grouped = runs.groupby(["task", "group", "benchmark"], sort=False)
+    frame = grouped[values].agg(["mean", "std", "min", "max"])
+    frame.columns = ["_".join(pair) for pair in frame.columns]
+    frame.insert(0, "runs", grouped.size())
+    return frame.reset_index()
+
+
+def overview(groups: Sequence[Group]) -> list[dict[str, str]]:
+    """What was run: a row per group."""
+    rows = []
+    for group in groups:
+        hours = [run.total_hours for run in group.runs]
+        steps = sorted({len(run.training_steps) for run in group.runs})
+        seconds = [float(np.mean(run.step_seconds()[1])) for run in group.runs if len(run.step_seconds()[1])]
+        rows.append(
+            {
+                "task": group.task,
+                "method": group.label,
+                "runs": str(len(group.runs)),
+                "seeds": ", ".join(group.seeds) or "not recorded",
+                "steps": str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}",
+                "hours": hours_text(float(np.mean(hours))),
+                "s/step": f"{np.mean(seconds):.3g}" if seconds else "-",
+            }
         )
-        for benchmark, (steps, values) in run.validation().items():
-            before = values[steps < collapse.step]
-            if len(before) and steps[-1] >= collapse.step:
-                line += f"; {benchmark}: best before {100 * before.max():.1f} %, at the end {100 * values[-1]:.1f} %"
-        lines.append(f"{line}. Use a checkpoint from before that step")
-    return lines
-
-
-def single_runs(runs: Sequence[Run]) -> list[str]:
-    """Experiments of which there is only one run."""
-    names = [run.experiment for run in runs]
-    return [name for name in dict.fromkeys(names) if names.count(name) == 1]
-
-
-def number(value: Any, digits: int = 1) -> str:
-    """A cell for people: "-" where nothing was measured."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+    return rows
 
 
 def hours_text(hours: float) -> str:
     """Hours with enough digits for a run of minutes as well."""
-    return number(hours, 2 if hours >= 0.1 else 4)
-
-
-def budget_cells(row: Row, prefix: str) -> list[str]:
-    """A star where the run ended before the budget did, so that its value is not read as that of a full one."""
-    cells = []
-    for budget in BUDGETS_H:
-        cell = number(row[f"{prefix}_{budget}h"])
-        cells.append(cell if cell == "-" or row[f"used_up_{budget}h"] else f"{cell}*")
-    return cells
-
-
-def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(header), line(["---"] * len(header)), *(line(row) for row in rows)])
-
-
-def short_table(rows: Sequence[Row]) -> str:
-    """The console's extract of the summary, in aligned columns."""
-    header = ["run", "benchmark", "steps", "hours", "best %", "final %", *(f"{budget}h %" for budget in BUDGETS_H)]
-    body = [
-        [
-            row["run"],
-            row["benchmark"] or "-",
-            str(row["steps"]),
-            hours_text(row["hours"]),
-            number(row["best_acc"]),
-            number(row["final_acc"]),
-            *budget_cells(row, "best_acc"),
-        ]
-        for row in rows
-    ]
-    widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in cells).rstrip()
-        for cells in (list(enumerate(zip(line, widths, strict=True))) for line in [header, *body])
-    )
-
-
-def markdown(runs: Sequence[Run], notes: Sequence[str], figures: Mapping[str, str]) -> str:
-    """The whole summary. `figures` maps file names to captions."""
-    rows = summary_rows(runs)
-    budgets = [f"{budget}h" for budget in BUDGETS_H]
-    parts = ["# Report", "## Warnings"]
-    found = warnings(runs)
-    parts.append(
-        "\n".join(f"* {line}" for line in found)
-        if found
-        else f"None: after the first {EARLY_STEPS} steps, in no run did responses grow beyond {COLLAPSE_GROWTH:g} "
-        f"times their early length while the policy's entropy was below {COLLAPSE_ENTROPY} nats."
-    )
-    parts += [
-        "## Validation accuracy",
-        "Mean accuracy over the validation rollouts in percent; best within each wall-clock budget as in Table 1 of "
-        "the paper.",
-        _markdown_table(
-            ["run", "benchmark", "steps", "hours", "best (step)", "final (step)", *(f"best in {b}" for b in budgets)],
-            [
-                [
-                    row["run"],
-                    row["benchmark"] or "-",
-                    str(row["steps"]),
-                    hours_text(row["hours"]),
-                    f"{number(row['best_acc'])} ({number(row['best_step'])})",
-                    f"{number(row['final_acc'])} ({number(row['final_step'])})",
-                    *budget_cells(row, "best_acc"),
-                ]
-                for row in rows
-            ],
-        ),
-        "## Seconds per training step",
-        "Mean from the start to the end of each window as in Figure 4b, with the number of steps in it; validations "
-        "and the writing of checkpoints are not part of a step.",
-        _markdown_table(
-            ["run", *(f"s/step in {b} (steps)" for b in budgets)],
-            [
-                [
-                    row["run"],
-                    *(
-                        f"{cell} ({row[f'steps_{budget}h']})"
-                        for cell, budget in zip(budget_cells(row, "s_per_step"), BUDGETS_H, strict=True)
-                    ),
-                ]
-                for row in {row["run"]: row for row in rows}.values()
-            ],
-        ),
-        "Hours are training time: `srpo/hours`, or where it was not logged the sum of `timing_s/step` without "
-        "`timing_s/save_checkpoint`. Start-up, validations, the writing of checkpoints and steps lost in a crash are "
-        "not in it. A validation counts for every budget within which its weights existed. `*`: the run ended before "
-        "the budget did, by more than one step.",
-        "## Spread over seeds",
-    ]
-    spread = seed_rows(rows)
-    if spread:
-        columns = ["best_acc", "final_acc", *(f"best_acc_{budget}h" for budget in BUDGETS_H)]
-        titles = ["best", "final", *(f"best in {b}" for b in budgets)]
-        parts += [
-            "Mean ± sample standard deviation (smallest to largest) over runs of the same experiment name.",
-            _markdown_table(
-                ["experiment", "benchmark", "runs", *titles],
-                [
-                    [
-                        row["experiment"],
-                        row["benchmark"] or "-",
-                        str(row["runs"]),
-                        *(
-                            f"{number(row[f'{column}_mean'])} ± {number(row[f'{column}_std'])} "
-                            f"({number(row[f'{column}_min'])} to {number(row[f'{column}_max'])})"
-                            for column in columns
-                        ),
-                    ]
-                    for row in spread
-                ],
-            ),
-        ]
-    alone = single_runs(runs)
-    if alone:
-        parts.append(
-            f"One run only: {', '.join(alone)}. Peak accuracy of the same configuration has been seen to differ by up "
-            "to 9 points between runs, so compare experiments by several seeds."
-        )
-    if figures:
-        parts.append("## Figures")
-        parts += [f"{caption}\n\n![{caption}]({name})" for name, caption in figures.items()]
-    parts.append("## Logs read")
-    parts.append("\n".join(f"* {run.label}: {', '.join(f'`{path}`' for path in run.files)}" for run in runs))
-    if notes:
-        parts.append("\n".join(f"* {note}" for note in notes))
-    return "\n\n".join(parts) + "\n"
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Unrounded values for other programs; an empty cell where nothing was measured."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {key: "" if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-            )
+    return "-" if math.isnan(hours) else f"{hours:.2f}" if hours >= 0.1 else f"{hours:.4f}"

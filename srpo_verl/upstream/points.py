@@ -27,8 +27,10 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         f"{_TRAINER}._compute_old_log_prob": "asks for the support; workers fetch tensors only",
         f"{_TRAINER}._compute_ref_log_prob": "workers fetch tensors only",
         f"{_TRAINER}._compute_advantage": "advantages of the routing",
-        f"{_TRAINER}.on_train_begin": "keeps what is there by then out of garbage collections",
-        f"{_TRAINER}._update_actor": "tells the workers whether any row is distilled; renames metrics",
+        f"{_TRAINER}.on_train_begin": "keeps what is there by then out of garbage collections; writes the run's record "
+        "beside its log",
+        f"{_TRAINER}._update_actor": "tells the workers whether any row is distilled; renames metrics; writes "
+        "the token sample",
     },
     "srpo_verl.verl_ext.clock:TimedTrainer": {
         f"{_TRAINER}.__init__": "starts the clock",
@@ -155,7 +157,7 @@ RELIED_ON: dict[str, str] = {
     f"{_FSDP}:FSDPEngineWithLMHead.forward_step": "calls inputs, model, outputs and the loss",
     f"{_FSDP}:FSDPEngine._build_fsdp_module": "sharding of student and teacher; what two shims work around",
     f"{_FSDP}:FSDPEngine.get_per_tensor_param": "what is sent to the rollout engine",
-    "verl.utils.tracking:FileLogger.__init__": "where the log is, and that it is emptied",
+    "verl.utils.tracking:FileLogger.__init__": "where the log is, which is emptied; record and samples lie beside",
     "verl.utils.checkpoint.checkpoint_manager:find_latest_ckpt_path": "the file that names the latest checkpoint",
     f"{_WORKERS}:ActorRolloutRefWorker.__init__": "the worker's configuration",
     f"{_WORKERS}:ActorRolloutRefWorker.actor_worker_cls": "replaced: the class of the actor inside the worker",
@@ -242,6 +244,7 @@ IMPORTED: tuple[str, ...] = (
     "verl.utils.tokenizer.continuous_token_wiring:create_continuous_token_builder",
     "verl.utils.torch_dtypes:PrecisionType",
     "verl.utils.torch_functional:masked_sum",
+    "verl.utils.tracking:Tracking",
     "verl.utils.ulysses:gather_outputs_and_unpad",
     "verl.utils.ulysses:get_ulysses_sequence_parallel_group",
     "verl.utils.ulysses:get_ulysses_sequence_parallel_rank",

@@ -27,6 +27,9 @@ GROUP = "srpo_group"
 TEACHER_INPUT_IDS = "srpo_teacher_input_ids"
 """int64 (B, L): teacher prompt and the row's own response; FILLER for rows that are not distilled."""
 
+TOKEN_SAMPLE = "srpo_token_sample"
+"""int64 (B,): the row's number in the step's token sample, -1 where it is not in it; only in sampled steps."""
+
 # --- written by the worker in the pass over old log-probs ------------------------------------------------------------
 SUPPORT = "srpo_support"
 """int32 (B, T*K): the student's K most likely tokens at each response position; FILLER for other rows."""

@@ -27,6 +27,7 @@ from srpo_verl.verl_ext.fields import (
     TEACHER_LOG_PROBS,
     WEIGHTS,
 )
+from srpo_verl.verl_ext.token_recorder import TokenRecorder
 
 
 class SrpoLoss:
@@ -48,6 +49,7 @@ class SrpoLoss:
     def __init__(self, actor_config: ActorConfig, srpo: SrpoConfig):
         self.actor_config = actor_config
         self.srpo = srpo
+        self.recorder = TokenRecorder()
 
     def __call__(
         self, model_output: dict[str, torch.Tensor], data: TensorDict, dp_group: Any = None
@@ -67,6 +69,8 @@ class SrpoLoss:
             metrics |= self._divergence_metric(model_output, data, omega_BT)
         elif TEACHER_LOG_PROBS in data:
             raise RuntimeError("the teacher has scored this micro-batch, and the engine returned no divergence to it")
+
+        self.recorder.add(data, dense, log_probs_BT, model_output)
 
         def summands(grpo_loss_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             grpo_loss, sdpo_loss = objective_summands(

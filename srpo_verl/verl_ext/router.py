@@ -42,9 +42,10 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class RoutedBatch:
-    """The routing and the teacher's prompts (None for rows that are not distilled), in the order of the rows."""
+    """The routing and, in the order of the rows, what the teacher is shown and its prompt (None: it is not asked)."""
 
     routing: Routing
+    shown: list[Shown | None]
     reprompts: list[Reprompt | None]
     metrics: dict[str, float]
 
@@ -121,7 +122,7 @@ class Router:
             metrics["srpo/memory_forgotten"] = demonstrations.remember(order.tolist()) if coefficient > 0 else 0
             metrics["srpo/memory_prompts"] = self.memory.prompts
             metrics["srpo/memory_responses"] = self.memory.responses
-        return RoutedBatch(routing, reprompts, metrics)
+        return RoutedBatch(routing, shown, reprompts, metrics)
 
     def _demonstrations(self, rollouts: Rollouts) -> Demonstrations:
         threshold = self.srpo.success_threshold

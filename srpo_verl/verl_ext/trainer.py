@@ -34,12 +34,15 @@ from srpo_verl.verl_ext.fields import (
     SDPO_ROW,
     SDPO_SHARE,
     TEACHER_INPUT_IDS,
+    TOKEN_SAMPLE,
     WANT_SUPPORT,
 )
 from srpo_verl.verl_ext.guarded import GuardedTrainer
 from srpo_verl.verl_ext.nested import filler, jagged
 from srpo_verl.verl_ext.router import Rollouts, RoutedBatch, Router
+from srpo_verl.verl_ext.run_record import log_of, write_record
 from srpo_verl.verl_ext.student_prompts import StudentPrompts, configured_tools
+from srpo_verl.verl_ext.token_sample import TokenSample, TokenSampler, forget_later
 from srpo_verl.verl_ext.worker import TEACHER_TIME, SrpoWorker
 
 WORKER_PREFIX = "actor/srpo/"
@@ -91,6 +94,7 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
             self.prompts.render,
             seed=self.config.data.get("seed") or 0,
         )
+        self.sampler = TokenSampler(self.srpo.token_sample, self.tokenizer.decode)
 
     @property
     def _shows_references(self) -> bool:
@@ -120,6 +124,7 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
         """Route, then let veRL balance the rows over ranks; the teacher's work is shared out by itself (see share)."""
         rollouts = self._rollouts(batch)
         routed = self.router.route(rollouts, self.global_steps)
+        self._sample = self._choose_sample(rollouts, routed)
         metrics.update(routed.metrics)
         limit = self.config.actor_rollout_ref.rollout.response_length
         metrics.update(response_metrics(rollouts.responses, rollouts.verdicts, limit))
@@ -198,6 +203,8 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
             fields[PASS_RATE] = torch.tensor(
                 [0.0 if row is None else float(routed.routing.pass_rate_B[row]) for row in rows]
             )
+        if self._sample is not None:
+            fields[TOKEN_SAMPLE] = torch.tensor(self._sample.numbers(batch.keys))
         extra_info = batch.extra_info
         batch_with_fields = tq.kv_batch_put(
             keys=batch.keys,
@@ -240,6 +247,7 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
             metrics[key.removeprefix("actor/")] = metrics.pop(key)
         if TEACHER_TIME in metrics:
             self.timing_raw["srpo_teacher"] = metrics.pop(TEACHER_TIME)
+        self._write_sample()
         return batch
 
     def _for_workers(self, batch: KVBatchMeta, unread: Collection[str] = ()) -> KVBatchMeta:
@@ -261,9 +269,30 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
 
     def on_train_begin(self) -> None:
         super().on_train_begin()
+        log = log_of(self.logger)
+        if log is not None:
+            write_record(log, self.config, first_step=self.global_steps)
+            forget_later(log, self.global_steps - 1)
         # A collection looks at every object there is, half a second's worth after the imports; those stay anyway.
         gc.collect()
         gc.freeze()
+
+    # --- what the report reads besides the metrics -------------------------------------------------------------------
+
+    def _choose_sample(self, rollouts: Rollouts, routed: RoutedBatch) -> TokenSample | None:
+        if log_of(self.logger) is None or not self.sampler.wants(self.global_steps, self.total_training_steps):
+            return None
+        return self.sampler.choose(self.global_steps, rollouts, routed)
+
+    def _write_sample(self) -> None:
+        log = log_of(self.logger)
+        if self._sample is None or log is None:
+            return
+        recorded = self.actor_rollout_wg.take_token_sample()
+        try:
+            self.sampler.write(log, self._sample, recorded)
+        except OSError as error:
+            print(f"srpo_verl: the token sample of step {self.global_steps} was not written: {error}")
 
     def _save_beside(self, folder: str) -> None:
         if self.router.memory is not None:

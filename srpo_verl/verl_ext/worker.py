@@ -46,6 +46,7 @@ from srpo_verl.verl_ext.teacher.files import teacher_folder
 from srpo_verl.verl_ext.teacher.model import make_teacher
 from srpo_verl.verl_ext.teacher.score_rows import score_rows
 from srpo_verl.verl_ext.teacher.sharding import reshard
+from srpo_verl.verl_ext.token_recorder import Recorded
 
 TEACHER_TIME = "srpo/teacher_seconds"
 """Travels with the worker's metrics; the trainer logs it as timing_s/srpo_teacher."""
@@ -117,7 +118,8 @@ class SrpoWorker(ActorRolloutRefWorker):
         self.srpo = parse(self.config.srpo)
         self.actor_worker_cls = partial(SrpoTrainingWorker, srpo=self.srpo)
         super().init_model()
-        self.actor.set_loss_fn(SrpoLoss(self.loss_fn.keywords["config"], self.srpo))
+        self.srpo_loss = SrpoLoss(self.loss_fn.keywords["config"], self.srpo)
+        self.actor.set_loss_fn(self.srpo_loss)
         self.teacher_weights = make_teacher(self.actor, self.srpo)
         gc.collect()
         gc.freeze()  # as in the trainer: what is there by now stays
@@ -150,6 +152,11 @@ class SrpoWorker(ActorRolloutRefWorker):
                 output, metrics={**tu.get(output, "metrics"), **{key: [value] for key, value in metrics.items()}}
             )
         return output
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def take_token_sample(self) -> dict[int, Recorded]:
+        """What the last update recorded of this rank's sampled rows."""
+        return self.srpo_loss.recorder.take()
 
     def _score(self, data: TensorDict) -> int:
         settings = self.actor.engine_config

@@ -47,6 +47,9 @@ DEFAULTS = {
     "srpo.guards.entropy_floor": 0.01,
     "srpo.guards.stall_minutes": 120,
     "srpo.kernels.compile": False,
+    "srpo.token_sample.every": 20,
+    "srpo.token_sample.rollouts": 8,
+    "srpo.token_sample.tokens": 512,
 }
 NUMBERS = [
     "srpo.success_threshold",
@@ -72,6 +75,9 @@ INTEGERS = [
     "srpo.demonstration.memory.per_prompt",
     "srpo.demonstration.memory.max_prompts",
     "srpo.demonstration.max_prompt_tokens",
+    "srpo.token_sample.every",
+    "srpo.token_sample.rollouts",
+    "srpo.token_sample.tokens",
 ]
 FLAGS = [
     "srpo.weighting.pass_rate",
@@ -126,6 +132,7 @@ GROUPS = [
     "checkpoints",
     "guards",
     "kernels",
+    "token_sample",
 ]
 
 

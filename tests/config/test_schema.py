@@ -78,12 +78,16 @@ def test_parse_puts_every_value_where_its_name_says():
                 "srpo.guards.entropy_floor": 0.5,
                 "srpo.guards.stall_minutes": 7.5,
                 "srpo.kernels.compile": True,
+                "srpo.token_sample.every": 7,
+                "srpo.token_sample.rollouts": 3,
+                "srpo.token_sample.tokens": 11,
             }
         )
     )
     assert (config.routing, config.success_threshold, config.mix_lambda) == ("advantage_mix", 0.25, 0.625)
     assert vars(config.distillation) == {"top_k": 7, "divergence_alpha": 0.125, "tail": False, "is_clip": 3.5}
     assert vars(config.kernels) == {"compile": True}
+    assert vars(config.token_sample) == {"every": 7, "rollouts": 3, "tokens": 11}
     assert vars(config.schedule) == {"kind": "linear", "start": 3, "end": 11}
     assert vars(config.weighting) == {"beta": 0.75, "floor": 0.03125, "pass_rate": True}
     assert vars(config.teacher) == {"kind": "ema", "ema_rate": 0.375, "cpu_offload": True}

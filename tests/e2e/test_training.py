@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from srpo_verl.guards import RULES
+from srpo_verl.run_files import record_path, sample_paths
 from tests.support import REWARD_FILE, run_main_ppo, tiny_model, tiny_parquet
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU platform is not active here")
@@ -143,6 +144,26 @@ def test_every_metric_is_logged_and_consistent(uninterrupted):
     assert all(0 < distance < 0.1 for distance in distances)
 
 
+def test_a_record_and_token_samples_lie_beside_the_log(uninterrupted):
+    log = uninterrupted.cwd / "metrics.jsonl"
+    record = json.loads(record_path(log).read_text())
+    assert record["config"]["srpo"]["success_threshold"] == 0.12
+    assert record["versions"]["verl"] == "0.9.1"
+    samples = {step: json.loads(path.read_text()) for step, path in sample_paths(log).items()}
+    assert sorted(samples) == [1, 4]  # the first and the last
+    for step, sample in samples.items():
+        rollouts = [rollout for prompt in sample["prompts"] for rollout in prompt["rollouts"]]
+        assert len(rollouts) == 8  # two groups of four
+        distilled = [rollout for rollout in rollouts if rollout["sdpo_share"] > 0]
+        assert distilled
+        for rollout in rollouts:
+            assert len(rollout["tokens"]) == len(rollout["advantage"]) == rollout["length"]
+            assert (rollout["demonstration"] is not None) == (rollout in distilled) == ("divergence" in rollout)
+        for rollout in distilled:
+            assert rollout["demonstration"]["text"]
+            assert 0 < max(rollout["weight"]) <= uninterrupted.metrics[step]["srpo/weight_max"] * 1.001
+
+
 def test_the_checkpoint_holds_the_teacher(uninterrupted):
     folder = uninterrupted.cwd / "checkpoints" / "global_step_2"
     read = {
@@ -163,8 +184,10 @@ def test_resuming_equals_not_having_stopped(inputs, uninterrupted, tmp_path):
         *SRPO,
         "trainer.resume_mode=resume_path",
         f"trainer.resume_from_path={uninterrupted.cwd}/checkpoints/global_step_2",
+        "srpo.token_sample.every=0",  # which changes nothing, either
         steps=4,
     )
+    assert sample_paths(resumed.cwd / "metrics.jsonl") == {}
     assert sorted(resumed.metrics) == [3, 4]
     assert resumed.metrics[3]["srpo/hours"] > uninterrupted.metrics[2]["srpo/hours"]  # the clock goes on
     exact = ["srpo/frac_correct", "srpo/frac_sdpo", "srpo/sdpo_tokens", "response_length/mean", "critic/rewards/mean"]

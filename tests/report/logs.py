@@ -5,6 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from srpo_verl.budget import TrainingRecord, mean_accuracy
+from srpo_verl.config.schema import default_values
+from srpo_verl.report.loader import load_runs
+from srpo_verl.run_files import record_path, sample_path, write_json
+
 SOURCE = "sciknoweval"
 
 
@@ -74,3 +79,75 @@ def realistic(steps: int, peak: float, seconds: float, seed: int, collapse_at: i
             line["data"]["timing_s/testing"] = 20.0
         lines.append(line)
     return lines
+
+
+def one_run(directory: Path, lines: list[dict], name: str = "srpo"):
+    """The run in `lines`, written and read back."""
+    write(directory / "srpo" / f"{name}.jsonl", lines)
+    runs, notes = load_runs([directory])
+    assert len(runs) == 1
+    return runs[0], notes
+
+
+def counted_by_the_run(lines, budgets=(1, 5, 10), record=None):
+    """Add what a run of this package logs to lines with `timing_s/step` and validations; returns the run's record."""
+    record = record or TrainingRecord()
+    for line in lines:
+        data = line["data"]
+        if "timing_s/step" in data:
+            record.add_step(data["timing_s/step"] - data.get("timing_s/save_checkpoint", 0.0))
+            data["srpo/hours"] = record.hours
+        accuracy = mean_accuracy(data)
+        if accuracy is not None:
+            record.add_validation(line["step"], accuracy)
+            data |= record.metrics(budgets)
+    return record
+
+
+def record(log: Path, *, started: str = "2026-01-01T00:00:00+00:00", seed: int = 0, lr: float = 5e-4, **srpo) -> None:
+    """The record that a run writes beside its log; keyword arguments replace values of the `srpo` group."""
+    config = {
+        "srpo": {**default_values(), **srpo},
+        "data": {"seed": seed, "train_files": "data/chemistry/train.parquet"},
+        "actor_rollout_ref": {
+            "model": {"path": "Qwen/Qwen3-8B"},
+            "actor": {"optim": {"lr": lr}},
+            "rollout": {"seed": seed},
+        },
+        "algorithm": {"adv_estimator": "srpo"},
+        "trainer": {"experiment_name": "whatever", "save_freq": seed},
+    }
+    checkpoints = f"/checkpoints/{srpo.get('routing')}-{lr}-{seed}"
+    versions = {"verl": "0.9.1"}
+    content = {"config": config, "checkpoints": checkpoints, "started": started, "versions": versions}
+    write_json(record_path(log), content)
+
+
+def token_sample(log: Path, step: int, text: str = "1;2#3") -> None:
+    """A token sample of one prompt with two rollouts, the first of them distilled."""
+    tokens = list(text)
+    values = {
+        name: [0.1 * index for index in range(len(tokens))]
+        for name in ("teacher_entropy", "weight", "divergence", "advantage", "log_prob")
+    }
+    shared = {"feedback": "", "length": len(tokens), "tokens": tokens, "counts": [1.0] * len(tokens)}
+    failed = {
+        **shared,
+        **values,
+        "reward": 0.0,
+        "correct": False,
+        "grpo_share": 0.0,
+        "sdpo_share": 1.0,
+        "demonstration": {"source": "sibling", "text": text, "rollout": 1, "shortened": False},
+    }
+    right = {
+        **shared,
+        "advantage": values["advantage"],
+        "reward": 1.0,
+        "correct": True,
+        "grpo_share": 1.0,
+        "sdpo_share": 0.0,
+        "demonstration": None,
+    }
+    prompt = {"messages": [{"role": "user", "content": text}], "rollouts": [failed, right]}
+    write_json(sample_path(log, step), {"step": step, "prompts": [prompt]})

@@ -60,6 +60,8 @@ class Case:
     rewards: list[float] = field(default_factory=lambda: list(REWARDS))
     # In the last step one of the teacher's logits is NaN, on the first rank alone.
     spoilt: bool = False
+    # The first step's token sample: rows, in the order of their numbers.
+    sampled: list[int] = field(default_factory=list)
     # A name of PASSES: by which passes over the logits it is computed.
     passes: str = "cpu"
 
@@ -205,6 +207,9 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
                 [every["teacher"][row] if asks_B[row] else filler(torch.int64) for row in rows]
             ),
         }
+        if case.sampled:
+            numbers = [case.sampled.index(row) if row in case.sampled else -1 for row in rows]
+            columns[fields.TOKEN_SAMPLE] = torch.tensor(numbers)
         if srpo.gives_credit:
             columns[fields.CREDIT_ROW] = asks_B[rows]
         if srpo.weighting.pass_rate:
@@ -215,6 +220,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
     metrics: list[dict[str, float]] = []
     saved: dict[str, dict[str, torch.Tensor]] = {}
     scores: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    sample: dict[int, dict[str, list[float]]] = {}
     for step in range(STEPS):
         if case.resume and step == 1:
             worker.save_checkpoint(str(out / case.name / "actor"), None, step)
@@ -262,6 +268,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
         if step == 0 and fields.TEACHER_LOG_PROBS in batch:
             columns = batch[fields.TEACHER_LOG_PROBS].unbind(), batch[fields.TEACHER_ENTROPY].unbind()
             scores = dict(zip(rows, zip(*columns, strict=True), strict=True))
+        sample = sample or worker.take_token_sample()
         result = tu.get(updated, "metrics") if updated is not None else {}
         metrics.append(
             {
@@ -271,7 +278,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             }
         )
 
-    result = {"metrics": metrics, **_weights(worker), "saved": saved, "scores": scores}
+    result = {"metrics": metrics, **_weights(worker), "saved": saved, "scores": scores, "sample": sample}
     if config.actor_rollout_ref.model.lora_rank:
         result["sent"] = _sent(worker.actor.engine)
         if worker.teacher_weights:

@@ -59,6 +59,8 @@ TWO_RANKS = [
 # Tool outputs, seen and never distilled: one in the middle of a distilled row, one at the end of another.
 MASKED = {"another-token-in-the-middle": {(1, 4): 7}, "another-last-token": {(7, 4): 7}}
 MASKED_SPANS = [Case(name, [*EMA, *FSDP2], tokens=tokens) for name, tokens in MASKED.items()]
+SAMPLED_ROWS = [7, 0, 1]
+SAMPLED = [Case("sampled", [*EMA, *FSDP2], sampled=SAMPLED_ROWS)]
 # Of both branches; all that is left of row 3 (distilled), and single tokens of others.
 REJECTED = [(0, 1), (0, 2), (1, 0), (1, 7), (3, 0), (5, 2), (7, 3)]
 REJECTION = [Case("rejection-1", [*EMA, *FSDP2, *fixed(1)], rejected=REJECTED)]
@@ -174,6 +176,7 @@ def results(passes, model, tmp_path_factory):
         *ONE_RANK_BF16,
         *SETTINGS,
         *MASKED_SPANS,
+        *SAMPLED,
         *REJECTION,
         *RICH_ONE_RANK,
         *CREDIT_ONE_RANK,
@@ -303,12 +306,37 @@ def test_a_masked_token_by_itself_adds_nothing(results):
     row, position = 7, 4
     assert (row, position) in harness.MASKED_TOKENS
     assert position == harness.RESPONSE_LENGTHS[row] - 1
-    before, after = results["fsdp2-packed-dynamic"], results["another-last-token"]
+    assert_equal_to_the_bit(results["fsdp2-packed-dynamic"], results["another-last-token"])
+
+
+def assert_equal_to_the_bit(before, after):
     for a, b in zip(before["metrics"], after["metrics"], strict=True):
         measured = {"srpo/teacher_seconds"}
         assert {key: a[key] for key in a.keys() - measured} == {key: b[key] for key in b.keys() - measured}
     for part in ("student", "teacher"):
         assert all(torch.equal(before[part][name], after[part][name]) for name in before[part])
+
+
+def test_a_token_sample_changes_nothing_and_holds_what_the_loss_was_computed_from(results):
+    plain, sampled = results["fsdp2-packed-dynamic"], results["sampled"]
+    assert_equal_to_the_bit(plain, sampled)
+    assert plain["sample"] == {}
+    assert sorted(sampled["sample"]) == [0, 1, 2]
+    masks, lengths = harness.batch_tensors()["response_mask"], harness.RESPONSE_LENGTHS
+    for number, row in enumerate(SAMPLED_ROWS):
+        recorded = {name: torch.tensor(values) for name, values in sampled["sample"][number].items()}
+        assert {len(values) for values in recorded.values()} == {lengths[row]}
+        assert torch.equal(recorded["counts"], masks[row].float())
+        assert torch.equal(recorded["advantage"], recorded["counts"] * (0.5 if row == 0 else -0.5))
+        assert (recorded["log_prob"] < 0).all()
+        distilled = {"teacher_entropy", "weight", "divergence"}
+        assert recorded.keys() & distilled == (distilled if row in (1, 7) else set())
+        if row in (1, 7):
+            assert torch.equal(recorded["teacher_entropy"], sampled["scores"][row][1])
+            # Equation (4), of which the mean over Omega is not known here.
+            ratio = (recorded["weight"] * recorded["teacher_entropy"].exp())[recorded["counts"] > 0]
+            torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-5, atol=0)
+            assert (recorded["divergence"] > 0).all()
 
 
 def test_masked_spans_are_left_out_of_omega_and_of_every_count(expected, results):
