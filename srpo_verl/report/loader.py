@@ -220,7 +220,7 @@ def _attempts(logs: list[_Log], notes: list[str]) -> Run:
     logs = sorted(logs, key=lambda log: (log.record["started"], log.first_step))
     config = logs[0].record["config"]
     run = _joined(str(config["trainer"]["experiment_name"]), logs, notes)
-    run.identity = of_record(config)
+    run.identity, run.srpo = of_record(config), config["srpo"]
     return run
 
 

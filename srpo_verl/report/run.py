@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,8 @@ class Run:
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     identity: Identity = field(default_factory=lambda: Identity(""))
     label: str = ""
+    srpo: Mapping[str, Any] = field(default_factory=dict)
+    """The `srpo` group that it recorded."""
     samples: dict[int, Path] = field(default_factory=dict)
     """Token samples by step."""
     provenance: dict[str, Any] = field(default_factory=dict)

@@ -1,61 +1,23 @@
-"""What a reader has to know before believing a number: collapses, and runs that peaked and fell."""
+"""What a reader has to know before believing a number: what a run's guards see, and runs that peaked and fell."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from srpo_verl.config.guard_settings import guard_settings
+from srpo_verl.config.schema import parse
+from srpo_verl.errors import ConfigError
+from srpo_verl.guards import Settings, review
 from srpo_verl.report.groups import Group
 from srpo_verl.report.run import Run
-
-EARLY_STEPS = 10
-"""The early level of the response length is the median over this many first steps."""
-
-COLLAPSE_GROWTH = 2.0
-COLLAPSE_ENTROPY = 0.1
-COLLAPSE_STEPS = 3
-"""A collapse is a response length above the early level by this factor while the policy's entropy is below this many
-nats, for this many steps in a row (fewer where the log ends)."""
 
 FALL = 5.0
 """Percentage points between a run's peak and its end that are worth a warning, ..."""
 FALL_WINDOW = 3
 """... both as medians of so many neighbouring validations, so that one lucky one is no peak."""
-
-
-@dataclass(frozen=True)
-class Collapse:
-    """Where responses began to grow while the policy had become nearly deterministic."""
-
-    step: int
-    early_length: float
-    length: float
-    entropy: float
-
-
-def find_collapse(run: Run) -> Collapse | None:
-    """First step of the late collapse other reproductions died of after 220 to 400 steps; None where there is none.
-
-    Both signs are needed: a longer response alone may be better reasoning, a low entropy alone is convergence.
-    """
-    _, lengths = run.series("response_length/mean")
-    if len(lengths) <= EARLY_STEPS:
-        return None
-    early = float(np.median(lengths[:EARLY_STEPS]))
-    later = [step for step in run.training_steps if "response_length/mean" in run.metrics[step]][EARLY_STEPS:]
-    collapsed = [
-        data["response_length/mean"] > COLLAPSE_GROWTH * early
-        and data.get("actor/entropy", math.inf) < COLLAPSE_ENTROPY
-        for data in (run.metrics[step] for step in later)
-    ]
-    for index, step in enumerate(later):
-        if all(collapsed[index : index + COLLAPSE_STEPS]):
-            data = run.metrics[step]
-            return Collapse(step, early, data["response_length/mean"], data["actor/entropy"])
-    return None
 
 
 @dataclass(frozen=True)
@@ -71,8 +33,8 @@ class Warning:
 
 
 def warnings(runs: Sequence[Run]) -> list[Warning]:
-    """All that was seen, run by run; also where a check was impossible."""
-    return [warning for run in runs for warning in [*_collapse(run), *_fall(run)]]
+    """All that was seen, run by run."""
+    return [warning for run in runs for warning in [*_alarms(run), *_fall(run)]]
 
 
 def by_group(groups: Sequence[Group], found: Sequence[Warning]) -> list[tuple[str, str, list[Warning]]]:
@@ -99,19 +61,21 @@ def as_lines(groups: Sequence[Group], found: Sequence[Warning]) -> list[str]:
     return lines
 
 
-def _collapse(run: Run) -> list[Warning]:
-    absent = [name for name in ("response_length/mean", "actor/entropy") if not len(run.series(name)[0])]
-    if absent:
-        return [Warning(run, "not checked for late collapse", f"{' and '.join(absent)} not logged")]
-    collapse = find_collapse(run)
-    if collapse is None:
-        return []
-    text = (
-        f"from step {collapse.step} on responses of {collapse.length:.0f} tokens, {collapse.early_length:.0f} at the "
-        f"start, with an entropy of {collapse.entropy:.3f} nats (below {COLLAPSE_ENTROPY}). Use a checkpoint from "
-        "before that step"
-    )
-    return [Warning(run, "late collapse", text)]
+def _alarms(run: Run) -> list[Warning]:
+    """What the guards of a run raise on its log, with the settings that it recorded."""
+    alarms = review(sorted(run.metrics.items()), _settings(run))
+    return [
+        Warning(run, alarm.guard, f"since step {alarm.since} {alarm.seen}. What to do: {alarm.remedy}")
+        for alarm in alarms
+    ]
+
+
+def _settings(run: Run) -> Settings:
+    """The run's own; the rules' defaults where it recorded none, or one of another release."""
+    try:
+        return guard_settings(parse(run.srpo))
+    except ConfigError:
+        return Settings()
 
 
 def _fall(run: Run) -> list[Warning]:

@@ -16,9 +16,10 @@ from verl.utils.debug import marked_timer
 from srpo_verl import checkpoints
 from srpo_verl.attempts import keep_log, log_path
 from srpo_verl.budget import mean_accuracy
-from srpo_verl.config.schema import FAILED_ONLY, SrpoConfig
+from srpo_verl.config.guard_settings import guard_settings
+from srpo_verl.config.schema import SrpoConfig
 from srpo_verl.errors import RunStopped
-from srpo_verl.guards import Settings, Watch
+from srpo_verl.guards import Watch
 from srpo_verl.safe_loading import only_tensors
 from srpo_verl.stall import StallWatch, leave_word, take_word
 from srpo_verl.stopping import RESUMABLE, STOPPED, stop_file
@@ -28,19 +29,6 @@ FILE_NAME = "srpo_guards.json"
 
 NONFINITE_STEPS = "srpo/nonfinite_steps"
 MUST_BE_FINITE = ("actor/grad_norm", "srpo/loss", "actor/pg_loss")
-
-
-def guard_settings(srpo: SrpoConfig) -> Settings:
-    """What the rules need to know of the configuration."""
-    return Settings(
-        levels=srpo.guards.levels,
-        length_growth=srpo.guards.length_growth,
-        length_shrink=srpo.guards.length_shrink,
-        entropy_floor=srpo.guards.entropy_floor,
-        success_threshold=srpo.success_threshold,
-        failed_only=srpo.routing in FAILED_ONLY,
-        teacher_kind=srpo.teacher.kind if srpo.uses_teacher else None,
-    )
 
 
 class GuardedTrainer(PPOTrainerSync):

@@ -74,7 +74,7 @@ def test_every_figure_and_table_is_there_with_people_s_names(page):
     labels = {attributes["data-label"] for attributes in elements.of("g")}
     assert labels >= {"SRPO", "GRPO", "SDPO", "SDPO, failed only", "Advantage Mix"}
     assert not any(label.startswith("log") for label in labels)  # the name of the files
-    assert "SDPO on Chemistry, Qwen3-8B, 2 of 2 runs: late collapse." in text
+    assert "SDPO on Chemistry, Qwen3-8B, 2 of 2 runs: length." in text
     assert "69.2" in text  # the paper's, beside
 
 
@@ -138,6 +138,6 @@ def test_the_command_writes_its_files_and_says_what_it_left_out(tmp_path, capsys
 def test_the_summary_and_the_tables_agree(page):
     folder = page.parent
     summary = (folder / "summary.md").read_text()
-    assert "late collapse" in summary.split("## Runs")[0]
+    assert "2 of 2 runs: peaked and fell" in summary.split("## Runs")[0]
     assert "| SRPO | 2 |" in summary
     assert (folder / "methods.csv").read_text().count("\n") == len(METHODS) + 2
