@@ -118,9 +118,9 @@ def _seeds_of(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def _best_of(table: TaskTable, column: int) -> Cell | None:
-    """The cell with the largest mean of a column, where there is something to compare."""
-    cells = [row[column] for row in table.rows.values() if row[column].values]
-    return max(cells, key=lambda cell: cell.mean) if len(cells) > 1 else None
+    """The cell with the largest mean of a column, where there are several and not two of them are largest."""
+    cells = sorted((row[column] for row in table.rows.values() if row[column].values), key=lambda cell: cell.mean)
+    return cells[-1] if len(cells) > 1 and cells[-1].mean > cells[-2].mean else None
 
 
 def _average_methods(content: Content) -> dict[str, tuple[float, ...]]:
