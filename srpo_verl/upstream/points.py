@@ -27,8 +27,8 @@ OVERRIDDEN: dict[str, dict[str, str]] = {
         f"{_TRAINER}._compute_old_log_prob": "asks for the support; workers fetch tensors only",
         f"{_TRAINER}._compute_ref_log_prob": "workers fetch tensors only",
         f"{_TRAINER}._compute_advantage": "advantages of the routing",
-        f"{_TRAINER}.on_train_begin": "keeps what is there by then out of garbage collections; writes the run's record "
-        "beside its log",
+        f"{_TRAINER}.on_train_begin": "writes the run's record beside its log; keeps what is there "
+        "by then out of garbage collections",
         f"{_TRAINER}._update_actor": "tells the workers whether any row is distilled; renames metrics; writes "
         "the token sample",
     },
