@@ -146,6 +146,7 @@ RELIED_ON: dict[str, str] = {
     f"{_TRAINER}._get_required_batch_multiple": "how many rows a batch is filled up to",
     f"{_TRAINER}.fit": "order of steps, checkpoints, validations; hooks; total_training_steps",
     f"{_TRAINER}._build_replay_buffer": "compares the mode with sync",
+    f"{_TRAINER}._setup": "makes the worker group, which is asked for the token sample",
     "verl.trainer.ppo.v1.utils:compute_advantage_for_multi_trajectories": "the path of an estimator that is not grpo",
     "verl.trainer.ppo.ray_trainer:compute_advantage": "arguments of an estimator",
     f"{_WORKERS}:ActorRolloutRefWorker.loss_fn": "its keyword `config` is the actor's configuration",
