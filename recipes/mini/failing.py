@@ -51,10 +51,11 @@ def _reward(name: str) -> tuple[str, ...]:
 
 CASES = {
     "healthy": Case("nothing wrong"),
-    "rate": Case("learning rate four times as high", learning_rate=4 * RATE),
-    # Slower, so that the run has first steps to be compared with.
+    "rate": Case("learning rate ten times as high", learning_rate=10 * RATE),
+    "rate_less": Case("learning rate four times as high", learning_rate=4 * RATE),
     "length": Case("reward that pays for length", RATE / 2, 60, overrides=_reward("longer_is_better")),
     "shortness": Case("reward that pays for shortness", RATE / 5, 60, overrides=_reward("shorter_is_better")),
+    "shortness_fast": Case("the same, five times as fast", overrides=_reward("shorter_is_better")),
     "threshold": Case("threshold above every reward", overrides=("srpo.success_threshold=2",)),
 }
 
