@@ -121,9 +121,9 @@ def everything_of(run):
         step: {name: value for name, value in logged.items() if not re.match("timing|perf/|actor/perf/", name)}
         for step, logged in run.metrics.items()
     }
-    # veRL draws a prompt's uid at random; the order of the rows stays.
+    # veRL draws a prompt's uid at random, and writes the prompts of a step in any order.
     rollouts = {
-        file.name: re.sub(r'"uid": "[0-9a-f-]{36}', '"uid": "', file.read_text())
+        file.name: sorted(re.sub(r'"uid": "[0-9a-f-]{36}', '"uid": "', line) for line in file.read_text().splitlines())
         for file in (run.cwd / "rollouts").iterdir()
     }
     actor = run.cwd / "checkpoints" / "global_step_2" / "actor"
