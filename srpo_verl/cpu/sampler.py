@@ -145,18 +145,13 @@ def generate(
     """
     if not requests:
         return []
-    if not all(request.prompt_ids for request in requests):
-        raise ValueError("a prompt has no tokens")
     tokens: list[list[int]] = [[] for _ in requests]
     log_probs: list[list[float]] = [[] for _ in requests]
     reasons = [LENGTH] * len(requests)
     uniforms = [_uniforms(request) for request in requests]
 
     rows = list(range(len(requests)))  # the request that each row of the batch belongs to
-    # Prompts are computed once, whoever shares them.
-    number = {prompt: place for place, prompt in enumerate(dict.fromkeys(request.prompt_ids for request in requests))}
-    prompts_B = torch.tensor([number[request.prompt_ids] for request in requests])
-    ids_BP, mask_BP = _left_pad(list(number), pad_token_id)
+    prompts_B, ids_BP, mask_BP = _distinct_prompts(requests, pad_token_id)
     positions_BP = (mask_BP.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     is_prompt = True
@@ -200,6 +195,15 @@ def generate(
         ids_BP = torch.tensor([[tokens[index][-1]] for index in rows])
         mask_BP = torch.cat([mask_BP, mask_BP.new_ones(len(rows), 1)], dim=1)
         positions_BP = positions_BP[:, -1:] + 1
+
+
+def _distinct_prompts(requests: list[Request], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each prompt once, whoever shares it: (which one every request has, their ids and mask, left-padded)."""
+    if not all(request.prompt_ids for request in requests):
+        raise ValueError("a prompt has no tokens")
+    number = {prompt: place for place, prompt in enumerate(dict.fromkeys(request.prompt_ids for request in requests))}
+    prompts_B = torch.tensor([number[request.prompt_ids] for request in requests])
+    return prompts_B, *_left_pad(list(number), pad_token_id)
 
 
 def parse_sampling_params(given: Mapping[str, Any], *, max_tokens: int, ignore_eos: bool) -> SamplingParams:
