@@ -398,6 +398,15 @@ def _rank_main(rank: int, world_size: int, port: int, cases: list[Case], model: 
     torch.distributed.destroy_process_group()
 
 
+def fixed(size: int) -> list[str]:
+    """Overrides for micro-batches of so many rows."""
+    return [
+        "actor_rollout_ref.actor.use_dynamic_bsz=false",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={size}",
+        f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={size}",
+    ]
+
+
 def run_cases(
     cases: list[Case], world_size: int, model: Path, out: Path, timeout: float = 400, passes: str = "cpu"
 ) -> dict[str, dict]:

@@ -13,21 +13,13 @@ from srpo_verl.algos.routing import ROUTINGS
 from srpo_verl.functional import route_samples
 from tests.support import tiny_model
 from tests.verl_ext import harness, step_oracle
-from tests.verl_ext.harness import Case
+from tests.verl_ext.harness import Case, fixed
 
-ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+ACTOR = "actor_rollout_ref.actor"
 EMA = [f"srpo.teacher.ema_rate={harness.EMA_RATE}"]
 PADDED = ["actor_rollout_ref.model.use_remove_padding=false"]
 FSDP1, FSDP2 = [f"{ACTOR}.strategy=fsdp"], [f"{ACTOR}.strategy=fsdp2"]
 BF16 = [f"{ACTOR}.fsdp_config.mixed_precision.param_dtype=bf16"]
-
-
-def fixed(size: int) -> list[str]:
-    return [
-        f"{ACTOR}.use_dynamic_bsz=false",
-        f"{ACTOR}.ppo_micro_batch_size_per_gpu={size}",
-        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu={size}",
-    ]
 
 
 SDPO_ON_RANK_0 = [[1, 3, 7, 0], [2, 4, 5, 6]]
