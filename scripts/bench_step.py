@@ -22,14 +22,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from scripts.bench.step import GROUP, Sizes, make_model, one_rank, rank_environment, two_ranks
+from scripts.bench.step import EVERY, GROUP, Sizes, make_model, one_rank, rank_environment, two_ranks
 
 STOCK, GRPO, FORWARD = "stock grpo", "grpo", "forward of all teacher tokens"
 LIMITS = {"srpo 0": 1.02, "srpo 0.4": 1.25, "all on one rank": 1.15}
 """Largest ratio: to our GRPO's update; the last one to the balanced teacher phase."""
 PREDICTION_LIMIT = 0.10
 """Largest relative distance of an update with a teacher from what its share of teacher tokens predicts."""
-COLUMNS = ["response", "variant", "seconds", "to_grpo", "low", "high", "to_stock", "predicted", "off"]
+COLUMNS = ["response", "variant", "seconds", "to_grpo", "low", "high", "to_stock", "to_every", "predicted", "off"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +66,8 @@ def summarize(response: int, times: dict[str, list[float]], shares: Sequence[flo
     for variant, seconds in times.items():
         ratios = [a / b for a, b in zip(seconds, times[GRPO], strict=True)]
         row = _row(response, variant, seconds, ratios)
-        row["to_stock"] = statistics.median(a / b for a, b in zip(seconds, times[STOCK], strict=True))
+        for column, other in (("to_stock", STOCK), ("to_every", EVERY)):
+            row[column] = statistics.median(a / b for a, b in zip(seconds, times[other], strict=True))
         if prediction.get(variant):
             row["predicted"] = statistics.median(
                 1.0 + prediction[variant] * forward / update

@@ -35,20 +35,20 @@ def table() -> str:
 def cells(config: SrpoConfig) -> tuple[str, ...]:
     """A method's row without its name."""
     rule = ROUTINGS[config.routing]
-    credit = "none"
-    if config.gives_credit:
-        credit = f"(q/p)^sign(A), clipped at 1 ± {config.credit_epsilon:g}"
-        return rule.grpo, rule.sdpo, "none", ", ".join(config.demonstration.sources), "none", credit
     if not config.uses_teacher:
         return rule.grpo, rule.sdpo, "none", "none", "none", "none"
+    sources, schedule = ", ".join(config.demonstration.sources), config.schedule
+    line = "constant" if schedule.kind == "constant" else f"1 to step {schedule.start}, 0 from step {schedule.end}"
+    if config.gives_credit:
+        credit = f"(q/p)^sign(A), clipped at 1 ± {config.credit_epsilon:g}"
+        credit += "" if config.credit_lambda == 1 else f", {config.credit_lambda:g} of it"
+        return rule.grpo, rule.sdpo, "none", sources, line, credit
     weights = "1" if config.weighting.beta == 0 else f"w, β = {config.weighting.beta:g}"
     if config.weighting.floor:
         weights += f", floor {config.weighting.floor:g}"
     if config.weighting.pass_rate:
         weights += " times v(p)"
-    schedule = config.schedule
-    line = "constant" if schedule.kind == "constant" else f"1 to step {schedule.start}, 0 from step {schedule.end}"
-    return rule.grpo, rule.sdpo, weights, ", ".join(config.demonstration.sources), line, credit
+    return rule.grpo, rule.sdpo, weights, sources, line, "none"
 
 
 def written(page: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ GROUP = 5
 PROMPT = 64
 TEMPLATE = 16
 """Tokens the teacher's template adds around the question and the demonstration."""
+EVERY = "teacher on every row"
+EVERY_SHARE = 0.4
+"""Distilled rows of that variant, whose teacher scores the others as well."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,28 @@ class Rollouts:
         )
 
 
+@contextmanager
+def teacher_on_every_row(worker: Any, rollouts: Rollouts) -> Iterator[None]:
+    """The teacher also scores the rows that are not distilled, for nothing: what the shipped worker leaves out."""
+    from srpo_verl.verl_ext import fields
+    from srpo_verl.verl_ext.nested import jagged
+
+    shipped = worker._score
+
+    def score(data: Any) -> int:
+        rest = data.clone(recurse=False)
+        rest[fields.SDPO_ROW] = ~data[fields.SDPO_ROW]
+        rest[fields.TEACHER_INPUT_IDS] = jagged(list(torch.cat([rollouts.reprompts, rollouts.responses], dim=1)))
+        rest[fields.SUPPORT] = jagged([row.to(torch.int32) for row in rollouts.support])
+        return shipped(rest) + shipped(data)
+
+    worker._score = score
+    try:
+        yield
+    finally:
+        del worker._score
+
+
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     """Wall-clock time of a call that all ranks start together."""
     torch.distributed.barrier()
@@ -207,10 +233,15 @@ def one_rank(model: Path, sizes: Sizes, shares: list[float], repeats: int, repor
         tu.assign_non_tensor(batch, compute_loss=False)
         return seconds(lambda: workers["grpo"].compute_log_prob(batch))[0]
 
+    def every_row() -> float:
+        with teacher_on_every_row(workers["srpo"], rollouts):
+            return update("srpo", round(EVERY_SHARE * sizes.rows))
+
     variants: dict[str, Callable[[], float]] = {
         "stock grpo": lambda: update("stock", None),
         "grpo": lambda: update("grpo", 0),
         "forward of all teacher tokens": forward,
+        EVERY: every_row,
     }
     for share in shares:
         variants[f"srpo {share:g}"] = lambda share=share: update("srpo", round(share * sizes.rows))  # type: ignore[misc]

@@ -6,6 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
@@ -48,7 +49,6 @@ class Rule:
     grpo: str  # g as a formula; z = (1 - c) m
     sdpo: str  # d as a formula
     about: str
-    distils: bool = True  # whether d can be above 0: without, no teacher exists
 
 
 def _none(rows: Rows) -> Shares:
@@ -93,7 +93,7 @@ def _fixed_negative(rows: Rows) -> Shares:
 
 ROUTINGS: dict[str, Rule] = {
     "sample": Rule(_sample, "1 - z", "z", "SRPO: failed rows with a teacher are distilled, all others take GRPO"),
-    "none": Rule(_none, "1", "0", "GRPO", distils=False),
+    "none": Rule(_none, "1", "0", "GRPO"),
     "all": Rule(_all, "0", "m", "SDPO: every row with a teacher, a correct one towards another correct sibling"),
     "correct_only": Rule(_correct_only, "0", "m c", "SDPO on the correct rows alone, Figure 1(b)"),
     "failed_only": Rule(_failed_only, "0", "m (1 - c)", "SDPO on the failed rows alone, Figure 1(b)"),
@@ -107,9 +107,45 @@ ROUTINGS: dict[str, Rule] = {
         "1",
         "0",
         "control: failed rows with a correct sibling get one fixed negative advantage, and there is no teacher",
-        distils=False,
     ),
 }
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What a routing can do to any row at all; the checks of the configuration go by it."""
+
+    takes_grpo: bool = True
+    distils_correct: bool = True
+    distils_failed: bool = True
+    needs_group: bool = False  # pass rate or siblings decide: of one rollout a prompt it would be another routing
+
+    @property
+    def distils(self) -> bool:
+        """Whether d can be above 0: without, no teacher exists."""
+        return self.distils_correct or self.distils_failed
+
+    @property
+    def distils_failed_only(self) -> bool:
+        """Whether failed rows alone are distilled."""
+        return self.distils_failed and not self.distils_correct
+
+
+def effects_of(name: str, *, mix_lambda: float = 0.5) -> Effects:
+    """Of a routing in ROUTINGS, found by asking it about every kind of row; a user's own is taken to do anything."""
+    if name not in ROUTINGS:
+        return Effects()
+    kinds = list(product((0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (0.25, 0.5, 0.75)))  # c, m, sibling, p
+    c, m, sibling, p = torch.tensor(kinds, dtype=torch.float64).unbind(dim=1)
+    shares = ROUTINGS[name].shares(Rows(c, m, sibling, p, step=1, mix_lambda=mix_lambda, negative_advantage=1.0))
+    is_correct = c == 1
+    by_pass_rate = shares.sdpo_B.view(-1, 3)
+    return Effects(
+        takes_grpo=bool((shares.grpo_B > 0).any()),
+        distils_correct=bool((shares.sdpo_B > 0)[is_correct].any()),
+        distils_failed=bool((shares.sdpo_B > 0)[~is_correct].any()),
+        needs_group=shares.advantage_B is not None or bool((by_pass_rate != by_pass_rate[:, :1]).any()),
+    )
 
 
 def is_own(name: str) -> bool:

@@ -6,13 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from srpo_verl.algos.routings import shares_of
+from srpo_verl.algos.routings import effects_of, shares_of
 from srpo_verl.config.schema import SrpoConfig, default_values, parse
 from srpo_verl.errors import ConfigError
 from srpo_verl.installation import TRAINER_MODE
-
-ONLY_DISTILLED = ("all", "correct_only", "failed_only")
-"""Routings that give no row a share of the GRPO loss; a schedule that ends hands all of them over to it."""
 
 CORRECTION = "algorithm.rollout_correction"
 
@@ -27,6 +24,7 @@ def check_run(config: DictConfig) -> SrpoConfig:
     srpo = parse(config.srpo)
     _check_routing(srpo)
     _check_hooks(config)
+    _check_group(config, srpo)
     if srpo.uses_teacher:
         _check_teacher_side(config, srpo)
     _check_budget(config, srpo)
@@ -83,19 +81,13 @@ def _check_hooks(config: DictConfig) -> None:
 
 def _check_teacher_side(config: DictConfig, srpo: SrpoConfig) -> None:
     why = f"srpo.routing={srpo.routing} distils from logits"
+    bypassed = "the student's top-k tokens come from the pass over old log-probs, which bypass mode leaves out"
+    if srpo.gives_credit:
+        why = f"srpo.credit={srpo.credit} takes the teacher's log-probs from logits"
+        bypassed = f"srpo.credit={srpo.credit} divides by the old log-probs, whose pass bypass mode leaves out"
     _require(config, "actor_rollout_ref.model.use_fused_kernels", False, f"{why}, which fused kernels do not return")
     _require(config, "distillation.enabled", False, "veRL's own distillation would add a second teacher")
-    _require(
-        config,
-        "algorithm.rollout_correction.bypass_mode",
-        False,
-        "the student's top-k tokens come from the pass over old log-probs, which bypass mode leaves out",
-    )
-    rollouts = _whole_number(config, "actor_rollout_ref.rollout.n")
-    by_itself = srpo.demonstration.environment_feedback or srpo.demonstration.sources != ("sibling",)
-    if rollouts < 2 and (srpo.weighting.pass_rate or not by_itself):
-        need = "a pass rate needs a group" if by_itself else "a sample's teacher needs a sibling"
-        raise ConfigError("actor_rollout_ref.rollout.n", rollouts, f"has to be at least 2: {need}")
+    _require(config, "algorithm.rollout_correction.bypass_mode", False, bypassed)
     limit, prompt = srpo.demonstration.max_prompt_tokens, _whole_number(config, "data.max_prompt_length")
     _whole_number(config, "data.max_response_length")
     if limit <= prompt:
@@ -104,6 +96,22 @@ def _check_teacher_side(config: DictConfig, srpo: SrpoConfig) -> None:
             limit,
             f"has to exceed data.max_prompt_length={prompt}: the teacher's prompt holds the question and more",
         )
+
+
+def _check_group(config: DictConfig, srpo: SrpoConfig) -> None:
+    """Groups of one where the method needs more."""
+    alone = srpo.demonstration.sources == ("sibling",) and not srpo.demonstration.environment_feedback
+    if srpo.weighting.pass_rate:
+        need = "a pass rate needs a group (srpo.weighting.pass_rate=true)"
+    elif effects_of(srpo.routing).needs_group:
+        need = f"srpo.routing={srpo.routing} goes by the other rollouts of the group"
+    elif srpo.uses_teacher and alone:
+        need = "a sample's teacher needs a sibling, or another source in srpo.demonstration.sources"
+    else:
+        return
+    rollouts = _whole_number(config, "actor_rollout_ref.rollout.n")
+    if rollouts < 2:
+        raise ConfigError("actor_rollout_ref.rollout.n", rollouts, f"has to be at least 2: {need}")
 
 
 def _check_budget(config: DictConfig, srpo: SrpoConfig) -> None:
@@ -145,8 +153,7 @@ def _check_correction(config: DictConfig) -> None:
 
 def _check_policy_terms(config: DictConfig, srpo: SrpoConfig) -> None:
     """KL and entropy are terms of the GRPO loss and its rewards; where no row ever takes that, they change nothing."""
-    only_distilled = srpo.routing in ONLY_DISTILLED or (srpo.routing == "advantage_mix" and srpo.mix_lambda == 0)
-    if not only_distilled or srpo.schedule.kind != "constant":
+    if effects_of(srpo.routing, mix_lambda=srpo.mix_lambda).takes_grpo or srpo.schedule.kind != "constant":
         return
     terms = {"actor_rollout_ref.actor.use_kl_loss": False, "algorithm.use_kl_in_reward": False}
     for key, off in {**terms, "actor_rollout_ref.actor.entropy_coeff": 0}.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from srpo_verl.config.schema import FAILED_ONLY, SrpoConfig
+from srpo_verl.algos.routings import effects_of
+from srpo_verl.config.schema import SrpoConfig
 from srpo_verl.guards import Settings
 
 
@@ -14,6 +15,6 @@ def guard_settings(srpo: SrpoConfig) -> Settings:
         length_shrink=srpo.guards.length_shrink,
         entropy_floor=srpo.guards.entropy_floor,
         success_threshold=srpo.success_threshold,
-        failed_only=srpo.routing in FAILED_ONLY,
+        failed_only=effects_of(srpo.routing).distils_failed_only,
         teacher_kind=srpo.teacher.kind if srpo.uses_teacher else None,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from srpo_verl.algos.routings import ROUTINGS, is_own
+from srpo_verl.algos.routings import ROUTINGS, effects_of, is_own
 from srpo_verl.algos.schedule import distillation_coefficient
 from srpo_verl.config.demonstration import DemonstrationConfig, read_demonstration
 from srpo_verl.config.endurance import CheckpointsConfig, GuardsConfig, read_checkpoints, read_guards
@@ -21,9 +21,6 @@ from srpo_verl.errors import ConfigError
 TEACHER_KINDS = ("ema", "frozen", "live")
 CREDITS = ("none", "teacher_ratio")
 SCHEDULES = ("constant", "linear")
-
-FAILED_ONLY = ("sample", "failed_only", "handover", "keep_negative")
-"""Routings that distil failed rows alone."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +89,7 @@ class SrpoConfig:
     negative_advantage: float
     credit: str
     credit_epsilon: float
+    credit_lambda: float
     teacher: TeacherConfig
     demonstration: DemonstrationConfig
     budget: BudgetConfig
@@ -108,12 +106,16 @@ class SrpoConfig:
     @property
     def distils(self) -> bool:
         """Whether the routing may give a row a share of distillation."""
-        return self.routing not in ROUTINGS or ROUTINGS[self.routing].distils
+        return effects_of(self.routing).distils
 
     @property
     def gives_credit(self) -> bool:
         """Whether the teacher scales advantages."""
         return self.credit != "none"
+
+    def credit_share(self, step: int) -> float:
+        """How much of the teacher's factor advantages take in a training step."""
+        return self.credit_lambda * self.schedule.coefficient(step)
 
     @property
     def needs_teacher_copy(self) -> bool:
@@ -162,6 +164,7 @@ def parse(node: Any) -> SrpoConfig:
         credit_epsilon=number(
             "srpo.teacher_ratio.epsilon", values["teacher_ratio"]["epsilon"], 0, 1, above_low=True, below_high=True
         ),
+        credit_lambda=number("srpo.teacher_ratio.lambda", values["teacher_ratio"]["lambda"], 0, 1, above_low=True),
         teacher=TeacherConfig(
             kind=choice("srpo.teacher.kind", teacher["kind"], TEACHER_KINDS),
             ema_rate=number("srpo.teacher.ema_rate", teacher["ema_rate"], 0, 1, above_low=True),
@@ -256,9 +259,10 @@ def _check_effective(values: Mapping, config: SrpoConfig) -> None:
             "rows that take GRPO, and computes no divergence",
         )
     if not config.gives_credit:
-        refuse("teacher_ratio.epsilon", "with srpo.credit=none (it needs credit=teacher_ratio)")
-    idle = [] if config.distils else ["distillation", "schedule", "weighting"]
-    idle += [] if config.uses_teacher else ["teacher", "demonstration"]
+        for key in ("epsilon", "lambda"):
+            refuse(f"teacher_ratio.{key}", "with srpo.credit=none (it needs credit=teacher_ratio)")
+    idle = [] if config.distils else ["distillation", "weighting"]
+    idle += [] if config.uses_teacher else ["schedule", "teacher", "demonstration"]
     for key in as_flat_dict(defaults, ""):
         if key.split(".")[1] in idle:
             refuse(key.removeprefix("."), f"with srpo.routing={config.routing}")
@@ -307,7 +311,10 @@ def _check_sources(config: SrpoConfig, refuse: Callable[[str, str], None]) -> No
             None,
             "has to name a column of the data, such as reward_model.ground_truth: the source reference shows it",
         )
-    if config.weighting.pass_rate and sources[:2] == ("sibling", "memory") and config.routing in FAILED_ONLY:
+    effects = effects_of(config.routing)
+    if config.distils and not effects.distils_failed:
+        refuse("demonstration.environment_feedback", f"with srpo.routing={config.routing} (it is on failed rollouts)")
+    if config.weighting.pass_rate and sources[:2] == ("sibling", "memory") and not effects.distils_correct:
         raise ConfigError(
             "srpo.demonstration.sources",
             list(sources),

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from srpo_verl.preflight.files import DataFile, column_findings, open_files
 from srpo_verl.preflight.findings import ERROR, NOTE, OK, Finding
-from srpo_verl.preflight.lengths import SHARE_OF_RESPONSE, bare_lengths, room_problem, teacher_of
+from srpo_verl.preflight.lengths import (
+    SHARE_OF_RESPONSE,
+    Teacher,
+    bare_lengths,
+    room_problem,
+    teacher_of,
+    whole_lengths,
+)
 from srpo_verl.preflight.reward import Verifier
 from srpo_verl.preflight.rows import MEDIA, ground_truth_problem, is_plain_text, prompt_problem, teacher_problem
 from srpo_verl.preflight.settings import DataSettings, Split
 from srpo_verl.preflight.template import Renderer
+from srpo_verl.teacher.reference import reference_text
 
-Prompts = Sequence[tuple[int, Any]]
-"""Row numbers with their messages."""
+
+class Question(NamedTuple):
+    """A row whose prompt can be measured."""
+
+    number: int
+    messages: Any
+    reference: str
+    """What its teacher is shown out of the data, or ""."""
 
 
 def split_findings(
@@ -29,7 +43,7 @@ def split_findings(
     check = _SplitCheck(split, settings, verifier, renderer)
     whole = not findings
     for file in files:
-        wrong_columns = column_findings(split.key, file, settings)
+        wrong_columns = column_findings(split, file, settings)
         findings += wrong_columns
         if wrong_columns:
             whole = False
@@ -46,7 +60,8 @@ class _SplitCheck:
         teaches = renderer is not None and split.trains
         self.teacher = teacher_of(settings, verifier.feedback_texts, renderer) if teaches and renderer else None
         self.findings: list[Finding] = []
-        self.rows = self.kept = self.unmeasured = 0
+        self.reference = settings.reference if split.trains else ()
+        self.rows = self.kept = self.unmeasured = self.without_reference = 0
         self.shortest: int | None = None
         self.longest: int | None = None
         self.least_room: int | None = None
@@ -59,14 +74,16 @@ class _SplitCheck:
     def _wanted(self, file: DataFile) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """Rows that a run may see: the first `max_rows` of the split, or any where veRL draws them."""
         limit = None if self.settings.shuffled else self.split.max_rows
-        for first, rows in file.batches((self.settings.prompt_key, "data_source", "reward_model", *MEDIA)):
+        columns = dict.fromkeys([self.settings.prompt_key, "data_source", "reward_model", *MEDIA, *self.reference[:1]])
+        for first, rows in file.batches(list(columns)):
             if limit is not None and self.rows >= limit:
                 return
             yield first, rows if limit is None else rows[: limit - self.rows]
 
     def _rows(self, file: DataFile, first: int, rows: Sequence[dict[str, Any]]) -> None:
-        prompts = []
+        questions = []
         for number, row in enumerate(rows, start=first):
+            reference = self._reference(file, number, row)
             if self.settings.reads_ground_truth and (problem := ground_truth_problem(row, self.verifier)):
                 self._add(ERROR, "ground truth", file, number, problem, "correct these rows or leave them out")
             messages = row[self.settings.prompt_key]
@@ -81,20 +98,33 @@ class _SplitCheck:
                 self._add(ERROR, "last message", file, number, problem, remedy)
                 continue
             if self.renderer is not None and is_plain_text(row, messages):
-                prompts.append((number, messages))
+                questions.append(Question(number, messages, reference))
             else:
                 self.unmeasured += 1
                 self.kept += 1
         if self.renderer is not None:
-            self._students(file, prompts, self.renderer)
+            self._students(file, questions, self.renderer)
+
+    def _reference(self, file: DataFile, number: int, row: dict[str, Any]) -> str:
+        if not self.reference:
+            return ""
+        text = reference_text(row.get(self.reference[0]), self.reference[1:])
+        if not text:
+            self.without_reference += 1
+            message = f"no text in srpo.demonstration.reference_column={'.'.join(self.reference)}"
+            remedy = "such a row has a teacher only where another source or feedback has something for it"
+            self._add(NOTE, "reference", file, number, message, remedy)
+        return text
 
     @property
     def _distils(self) -> bool:
         return self.split.trains and self.settings.teacher_limit is not None
 
-    def _students(self, file: DataFile, prompts: Prompts, renderer: Renderer) -> None:
+    def _students(self, file: DataFile, questions: Sequence[Question], renderer: Renderer) -> None:
         settings, fitting = self.settings, []
-        for (number, messages), length in zip(prompts, renderer.lengths([each for _, each in prompts]), strict=True):
+        lengths = renderer.lengths([question.messages for question in questions])
+        for question, length in zip(questions, lengths, strict=True):
+            number = question.number
             if isinstance(length, str):
                 remedy = "correct the messages, or take a model whose template has a place for them"
                 self._add(ERROR, "chat template", file, number, length, remedy)
@@ -106,8 +136,10 @@ class _SplitCheck:
                 self._add(*self._too_long(), file, number, f"{length} tokens", self._long_remedy())
             if fits or not settings.drops_long_prompts:
                 self.kept += 1
-                fitting.append((number, messages, length))
-        self._teachers(file, fitting, renderer)
+                fitting.append((question, length))
+        if self.teacher is not None:
+            self._teachers(file, fitting, self.teacher, renderer)
+            self._references(file, fitting, self.teacher, renderer)
 
     def _too_long(self) -> tuple[str, str]:
         if self.settings.drops_long_prompts:
@@ -123,19 +155,40 @@ class _SplitCheck:
             "set data.filter_overlong_prompts=true, or data.truncation=left if this is meant"
         )
 
-    def _teachers(self, file: DataFile, students: Sequence[tuple[int, Any, int]], renderer: Renderer) -> None:
-        if self.teacher is None:
-            return
+    def _teachers(
+        self, file: DataFile, students: Sequence[tuple[Question, int]], teacher: Teacher, renderer: Renderer
+    ) -> None:
         # The others have room for a demonstration of full length; measuring them would double the time.
         full = self.settings.max_response
-        prompts = [(number, messages) for number, messages, length in students if self.teacher.may_lack(full, length)]
-        bare = bare_lengths([messages for _, messages in prompts], self.teacher, renderer)
-        for (number, _), length in zip(prompts, bare, strict=True):
-            if problem := room_problem(length, self.teacher):
-                self._add(ERROR, "teacher's prompt", file, number, problem, self._room_remedy(self.teacher.room))
+        questions = [question for question, length in students if teacher.may_lack(full, length)]
+        bare = bare_lengths([question.messages for question in questions], teacher, renderer)
+        for question, length in zip(questions, bare, strict=True):
+            if problem := room_problem(length, teacher):
+                self._add(ERROR, "teacher's prompt", file, question.number, problem, self._room_remedy(teacher.room))
             else:
-                room = self.teacher.limit - int(length)
+                room = teacher.limit - int(length)
                 self.least_room = room if self.least_room is None else min(self.least_room, room)
+
+    def _references(
+        self, file: DataFile, students: Sequence[tuple[Question, int]], teacher: Teacher, renderer: Renderer
+    ) -> None:
+        """References that are cut; what `_teachers` has found is not said again."""
+        questions = [
+            question
+            for question, length in students
+            if question.reference and teacher.may_lack(len(question.reference.encode()), length)
+        ]
+        conversations = [question.messages for question in questions]
+        whole = whole_lengths(conversations, [question.reference for question in questions], teacher, renderer)
+        bare = bare_lengths(conversations, teacher, renderer)
+        for question, all_of_it, without in zip(questions, whole, bare, strict=True):
+            if isinstance(all_of_it, str) or isinstance(without, str) or not without <= teacher.limit < all_of_it:
+                continue
+            kept, length = teacher.limit - without, all_of_it - without
+            level = ERROR if kept * SHARE_OF_RESPONSE < length else NOTE
+            message = f"{kept} of the reference's {length} tokens fit into the teacher's prompt, its end is cut off"
+            remedy = f"raise srpo.demonstration.max_prompt_tokens={teacher.limit}"
+            self._add(level, "reference", file, question.number, message, remedy)
 
     def _room_remedy(self, room: int) -> str:
         settings = self.settings
@@ -160,6 +213,9 @@ class _SplitCheck:
             found.append(Finding(NOTE, self.split.key, message))
         if not files:
             return found
+        if self.rows and self.without_reference == self.rows:
+            message = f"srpo.demonstration.reference_column={'.'.join(self.reference)} holds no text in any row"
+            found.append(Finding(ERROR, self.split.key, message, "name the column of the solutions"))
         lengths = "" if self.longest is None else f", prompts of {self.shortest} to {self.longest} tokens"
         dropped = f", {self.rows - self.kept} of them not usable" if self.kept < self.rows else ""
         where = "1 file" if files == 1 else f"{files} files"

@@ -106,13 +106,15 @@ def _disagreements(key: str, files: Sequence[DataFile]) -> list[Finding]:
     return findings
 
 
-def column_findings(key: str, file: DataFile, settings: DataSettings) -> list[Finding]:
-    """Missing columns, and types that veRL's data set or reward managers cannot take."""
+def column_findings(split: Split, file: DataFile, settings: DataSettings) -> list[Finding]:
+    """Missing columns, and types that veRL's data set, its reward managers or a teacher cannot take."""
     problems = [_prompt_problem(file.schema, settings.prompt_key)]
     if settings.reads_ground_truth:
         problems += [_data_source_problem(file.schema), _reward_problem(file.schema)]
     problems.append(_extra_info_problem(file.schema))
-    return [Finding(ERROR, key, *problem, file=file.name) for problem in problems if problem is not None]
+    if split.trains and settings.reference:
+        problems.append(_reference_problem(file.schema, settings.reference))
+    return [Finding(ERROR, split.key, *problem, file=file.name) for problem in problems if problem is not None]
 
 
 def _type(schema: pa.Schema, name: str) -> pa.DataType | None:
@@ -166,3 +168,19 @@ def _extra_info_problem(schema: pa.Schema) -> tuple[str, str] | None:
     if kind is None or pa.types.is_struct(kind) or pa.types.is_null(kind):
         return None
     return f"column 'extra_info' is {kind}", "it has to hold named values, such as {'index': 0}"
+
+
+def _reference_problem(schema: pa.Schema, path: Sequence[str]) -> tuple[str, str] | None:
+    name = ".".join(path)
+    remedy = "name the column of the solutions with srpo.demonstration.reference_column, keys inside it after dots"
+    kind = _type(schema, path[0])
+    if kind is None:
+        return _missing(schema, path[0], remedy)
+    for key in path[1:]:
+        fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
+        if key not in fields:
+            return f"column {name!r}: no {key!r} in {kind}", remedy
+        kind = fields[key]
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        return f"column {name!r} is {kind}", "a solution is shown as it stands, so it has to be a text"
+    return None

@@ -54,6 +54,14 @@ def teacher_of(settings: DataSettings, feedback_texts: Sequence[str] | None, ren
     return Teacher(settings.teacher_limit, longest, room)
 
 
+def whole_lengths(
+    conversations: Sequence[Any], references: Sequence[str], teacher: Teacher, renderer: Renderer
+) -> list[int | str]:
+    """Tokens of every teacher's prompt with the whole of the row's own reference."""
+    pairs = zip(conversations, references, strict=True)
+    return renderer.lengths([with_solution(messages, reference, teacher.feedback) for messages, reference in pairs])
+
+
 def bare_lengths(conversations: Sequence[Any], teacher: Teacher, renderer: Renderer) -> list[int | str]:
     """Tokens of every teacher's prompt with all its parts and an empty demonstration."""
     return renderer.lengths([with_solution(messages, "", teacher.feedback) for messages in conversations])

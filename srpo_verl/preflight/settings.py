@@ -54,8 +54,10 @@ class DataSettings:
     teacher_limit: int | None
     """srpo.demonstration.max_prompt_tokens; None without a teacher, or where it gets the student's own prompt."""
     demonstrates: bool
-    """A sibling may become a demonstration."""
+    """A response may become a demonstration: a sibling's, or one out of the memory."""
     feedback: bool
+    reference: tuple[str, ...]
+    """The column whose texts are demonstrated, and the keys inside it; () where that is no source."""
 
 
 def _files(config: DictConfig, key: str) -> tuple[str, ...]:
@@ -83,6 +85,8 @@ def data_settings(config: DictConfig, srpo: SrpoConfig) -> DataSettings:
         OmegaConf.select(config, "trainer.v1.sampler.sync_refill_failed_groups")
     )
     adds = srpo.uses_teacher and srpo.demonstration.show
+    sources = srpo.demonstration.sources
+    reference = srpo.demonstration.reference_column if srpo.uses_teacher and "reference" in sources else None
     return DataSettings(
         train=_split(config, "train", trains=True),
         val=_split(config, "val", trains=False),
@@ -100,8 +104,9 @@ def data_settings(config: DictConfig, srpo: SrpoConfig) -> DataSettings:
         ),  # type: ignore[arg-type]
         reads_ground_truth=config.reward.reward_manager.source == "register",
         teacher_limit=srpo.demonstration.max_prompt_tokens if adds else None,
-        demonstrates=config.actor_rollout_ref.rollout.n > 1,
+        demonstrates="memory" in sources or ("sibling" in sources and config.actor_rollout_ref.rollout.n > 1),
         feedback=srpo.demonstration.environment_feedback,
+        reference=tuple(reference.split(".")) if reference is not None else (),
     )
 
 

@@ -12,9 +12,17 @@ from typing import Any
 FILE_NAME = "srpo_memory.json"
 
 
-def prompt_id(messages: Sequence[dict[str, Any]]) -> str:
-    """What a prompt is remembered by: a digest of its conversation, the same in every epoch and every run."""
-    text = json.dumps(list(messages), sort_keys=True, ensure_ascii=True, default=str)
+def remove_stale(checkpoints: str | Path) -> None:
+    """Remove the memories of checkpoints whose actor veRL has removed (trainer.max_actor_ckpt_to_keep)."""
+    for path in Path(checkpoints).glob(f"global_step_*/{FILE_NAME}"):
+        if not (path.parent / "actor").exists():
+            path.unlink()
+
+
+def prompt_id(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> str:
+    """What a prompt is remembered by: a digest of conversation and tools, the same in every epoch and every run."""
+    prompt = [list(messages), list(tools)] if tools else list(messages)
+    text = json.dumps(prompt, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

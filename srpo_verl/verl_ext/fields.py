@@ -15,8 +15,9 @@ GRPO_SHARE = "srpo_grpo_share"
 SDPO_SHARE = "srpo_sdpo_share"
 """float32 (B,): d of eq. 5, the row's factor of the distillation loss."""
 
-CREDIT_ROW = "srpo_credit"
-"""bool (B,): the teacher scores the row for its advantages; only with srpo.credit=teacher_ratio."""
+CREDIT_SHARE = "srpo_credit"
+"""float32 (B,): how much of the teacher's factor the row's advantages take, above 0 where the teacher is asked for it;
+only with srpo.credit=teacher_ratio."""
 
 PASS_RATE = "srpo_pass_rate"
 """float32 (B,): share of the row's group that is correct; only with srpo.weighting.pass_rate."""

@@ -102,7 +102,9 @@ class Router:
         )
         routing = _restore(in_order, order)
         # The rows whose teacher is asked: to be distilled from, or for credit by all that have one and take GRPO.
-        asks_B = routing.teacher_B & routing.grpo_B if self.srpo.gives_credit else routing.sdpo_B
+        asks_B = routing.sdpo_B
+        if self.srpo.gives_credit:
+            asks_B = routing.teacher_B & routing.grpo_B & (self.srpo.credit_share(step) > 0)
         shown = [
             demonstrations.of(row, int(routing.sibling_B[row])) if bool(asks_B[row]) else None
             for row in range(len(rollouts.keys))
@@ -126,10 +128,11 @@ class Router:
 
     def _demonstrations(self, rollouts: Rollouts) -> Demonstrations:
         threshold = self.srpo.success_threshold
+        prompts = list(zip(rollouts.messages, rollouts.tools, strict=True)) if self.memory is not None else []
         return Demonstrations(
             self.srpo.demonstration.sources if self.srpo.uses_teacher else (),
             text_of=lambda row: self._demonstration(rollouts, row),
-            prompts=[prompt_id(messages) for messages in rollouts.messages] if self.memory is not None else [],
+            prompts=[prompt_id(messages, tools) for messages, tools in prompts],
             correct=[reward >= threshold for reward in rollouts.rewards_B.tolist()],
             memory=self.memory,
             references=[self.text.inert(reference) for reference in rollouts.references],

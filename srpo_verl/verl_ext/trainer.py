@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import ray
@@ -24,9 +24,11 @@ from srpo_verl.guards.responses import response_metrics
 from srpo_verl.installation import TRAINER_MODE
 from srpo_verl.preflight.model import ModelFacts, check_model
 from srpo_verl.teacher.dialogue import DialogueText
+from srpo_verl.teacher.memory import remove_stale
+from srpo_verl.teacher.reference import reference_text
 from srpo_verl.verl_ext.clock import TimedTrainer
 from srpo_verl.verl_ext.fields import (
-    CREDIT_ROW,
+    CREDIT_SHARE,
     DISTILL,
     GROUP,
     GRPO_SHARE,
@@ -51,7 +53,7 @@ MULTI_MODAL_INPUTS = "multi_modal_inputs"
 """veRL's only field for its workers that is not a tensor: what a processor made of a row's images."""
 OF_THE_TRAINER = {"rm_scores", "rollout_log_probs", "returns", "entropy", "log_probs"}
 """Tensors that veRL's trainer reads, and no worker: advantages and old log-probs are made of them."""
-OF_THE_UPDATE = {TEACHER_INPUT_IDS, SDPO_SHARE, GRPO_SHARE, CREDIT_ROW, GROUP, PASS_RATE}
+OF_THE_UPDATE = {TEACHER_INPUT_IDS, SDPO_SHARE, GRPO_SHARE, CREDIT_SHARE, GROUP, PASS_RATE}
 """Fields of the routing that a pass over log-probs does not read."""
 
 
@@ -104,14 +106,14 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
         super()._init_dataloader()
         self.say(self.progress.phase("workers, model and rollout engine"))
         if self._shows_references:
-            column = self.srpo.demonstration.reference_column
-            path = str(column).split(".")
-            row = self.train_dataset[0]
-            if path[0] not in row or not _inside(row[path[0]], path):
+            column, *keys = str(self.srpo.demonstration.reference_column).split(".")
+            rows = (self.train_dataset[index] for index in range(len(self.train_dataset)))
+            if not any(reference_text(row.get(column), keys) for row in rows):
                 raise ConfigError(
                     "srpo.demonstration.reference_column",
-                    column,
-                    f"has no text in the first row of data.train_files; its columns are {', '.join(sorted(row))}",
+                    self.srpo.demonstration.reference_column,
+                    "has no text in any row of data.train_files; the columns are "
+                    f"{', '.join(sorted(self.train_dataset[0]))}",
                 )
 
     def _init_resource_pool_mgr(self) -> None:
@@ -168,7 +170,7 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
             messages=messages,
             tools=self.prompts.tools_of_rows(uids, messages, data["prompts"].unbind(), infos),
             feedback=[str(verdict.get("feedback") or "") for verdict in verdicts],
-            references=[_inside(row, path) for row in list(data[path[0]])] if path else (),
+            references=[reference_text(row, path[1:]) for row in list(data[path[0]])] if path else (),
             verdicts=verdicts,
         )
 
@@ -195,7 +197,8 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
         }
         if self.srpo.gives_credit:
             prompted = {key for key, reprompt in zip(rollouts.keys, routed.reprompts, strict=True) if reprompt}
-            fields[CREDIT_ROW] = torch.tensor([key in prompted for key in batch.keys])
+            share = self.srpo.credit_share(self.global_steps)
+            fields[CREDIT_SHARE] = torch.tensor([share if key in prompted else 0.0 for key in batch.keys])
         if self.srpo.weighting.pass_rate:
             number = {uid: index for index, uid in enumerate(dict.fromkeys(rollouts.uids))}
             rows = [position.get(key) for key in batch.keys]
@@ -296,15 +299,9 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
 
     def _save_beside(self, folder: str) -> None:
         if self.router.memory is not None:
+            remove_stale(self.config.trainer.default_local_dir)
             self.router.memory.save(folder)
 
     def _load_beside(self, folder: str) -> None:
         if self.router.memory is not None:
             self.router.memory.load(folder)
-
-
-def _inside(value: Any, path: Sequence[str]) -> str:
-    """The text at a path into one row of the data, whose first name is the column; "" where there is none."""
-    for name in path[1:]:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return "" if value is None else str(value)

@@ -25,7 +25,7 @@ from srpo_verl.safe_loading import only_tensors
 from srpo_verl.verl_ext.checkpoint import check_ranks, check_shards
 from srpo_verl.verl_ext.engine import SrpoEngineConfig
 from srpo_verl.verl_ext.fields import (
-    CREDIT_ROW,
+    CREDIT_SHARE,
     DISTILL,
     GROUP,
     GRPO_SHARE,
@@ -172,7 +172,7 @@ class SrpoWorker(ActorRolloutRefWorker):
                 temperature=float(tu.get_non_tensor_data(data, "temperature", default=1.0)),
                 use_remove_padding=bool(self.actor.model_config.get("use_remove_padding", False)),
                 after_forward=lambda: reshard(engine.module),
-                row_field=CREDIT_ROW if self.srpo.gives_credit else SDPO_ROW,
+                row_field=CREDIT_SHARE if self.srpo.gives_credit else SDPO_ROW,
             )
 
     def _skip_unless_finite(self, data: TensorDict, group: Any) -> None:

@@ -16,6 +16,14 @@ def test_by_hand():
     expected = [0.55, 0.75, 0.25, -0.5 / 0.9, -0.75, -0.5 / 1.8, 0.0]
     given = teacher_ratio_advantages(advantages, teacher, student, epsilon=0.5)
     assert given.tolist() == pytest.approx(expected)
+    # A quarter of the way from the advantages to these.
+    some = teacher_ratio_advantages(advantages, teacher, student, epsilon=0.5, weight=0.25)
+    assert some.tolist() == pytest.approx(
+        [0.75 * a + 0.25 * b for a, b in zip(advantages.tolist(), expected, strict=True)]
+    )
+    assert torch.equal(teacher_ratio_advantages(advantages, teacher, student, epsilon=0.5, weight=0.0), advantages)
+    with pytest.raises(ValueError, match="weight must be in"):
+        teacher_ratio_advantages(advantages, teacher, student, epsilon=0.5, weight=1.1)
 
 
 def test_properties():

@@ -8,8 +8,8 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf, open_dict
 
 from srpo_verl import installation
-from srpo_verl.algos.routings import ROUTINGS
-from srpo_verl.config.check import ONLY_DISTILLED, check_run
+from srpo_verl.algos.routings import ROUTINGS, effects_of
+from srpo_verl.config.check import check_run
 from srpo_verl.config.schema import parse
 from srpo_verl.errors import ConfigError
 from srpo_verl.start import ConfigCheck
@@ -37,6 +37,7 @@ def change(shipped):
 
 
 def refusal(config, key, value):
+    """The ConfigError of a configuration, checked to name key and value."""
     with pytest.raises(ConfigError) as raised:
         check_run(config)
     error = raised.value
@@ -87,8 +88,68 @@ def test_a_term_of_the_policy_loss_needs_rows_that_take_it(change, key, value):
     refusal(change(**{"srpo.routing": "advantage_mix", "srpo.advantage_mix.lambda": 0, key: value}), key, value)
 
 
-def test_the_routings_without_a_policy_loss_are_all_of_them():
-    assert {name for name, rule in ROUTINGS.items() if rule.grpo == "0"} == set(ONLY_DISTILLED)
+def test_what_a_routing_can_do_is_what_its_formulas_say():
+    for name, rule in ROUTINGS.items():
+        effects = effects_of(name)
+        assert effects.takes_grpo == (rule.grpo != "0"), name
+        assert effects.distils == (rule.sdpo != "0"), name
+    assert {name for name in ROUTINGS if not effects_of(name).distils_correct} == {
+        *("sample", "none", "failed_only", "handover", "keep_negative", "fixed_negative")
+    }
+    assert {name for name in ROUTINGS if not effects_of(name).distils_failed} == {
+        *("none", "correct_only", "fixed_negative")
+    }
+    assert {name for name in ROUTINGS if effects_of(name).needs_group} == {"handover", "fixed_negative"}
+
+
+CREDIT = {"srpo.routing": "none", "srpo.credit": "teacher_ratio"}
+SOURCES, COLUMN = "srpo.demonstration.sources", {"srpo.demonstration.reference_column": "solution"}
+SENSELESS = [
+    # what is asked for, the key that is named, words of the reason or the remedy
+    ({"srpo.routing": "sample", "srpo.credit": "teacher_ratio"}, "srpo.credit", "srpo.routing=none alone"),
+    ({"srpo.routing": "fixed_negative", "srpo.credit": "teacher_ratio"}, "srpo.credit", "not with fixed_negative"),
+    ({**CREDIT, "srpo.weighting.pass_rate": True}, "srpo.weighting.pass_rate", "srpo.routing=none"),
+    ({**CREDIT, "srpo.distillation.top_k": 20}, "srpo.distillation.top_k", "srpo.routing=none"),
+    ({"srpo.routing": "none", "srpo.schedule.kind": "linear"}, "srpo.schedule.kind", "srpo.routing=none"),
+    ({"srpo.routing": "none", "srpo.weighting.pass_rate": True}, "srpo.weighting.pass_rate", "srpo.routing=none"),
+    ({"srpo.routing": "none", SOURCES: ["sibling", "memory"]}, SOURCES, "srpo.routing=none"),
+    ({"srpo.routing": "fixed_negative", SOURCES: ["memory"]}, SOURCES, "srpo.routing=fixed_negative"),
+    ({"srpo.routing": "fixed_negative", f"{ROLLOUT}.n": 1}, f"{ROLLOUT}.n", "the other rollouts of the group"),
+    ({"srpo.routing": "handover", SOURCES: ["memory"], f"{ROLLOUT}.n": 1}, f"{ROLLOUT}.n", "at least 2"),
+    (
+        {"srpo.routing": "correct_only", "srpo.demonstration.environment_feedback": True},
+        "srpo.demonstration.environment_feedback",
+        "it is on failed rollouts",
+    ),
+    ({"srpo.weighting.pass_rate": True, SOURCES: ["sibling", "memory"]}, SOURCES, "leave one of them out"),
+    (
+        {"srpo.routing": "all", "srpo.weighting.pass_rate": True, SOURCES: ["reference"], **COLUMN, f"{ROLLOUT}.n": 1},
+        f"{ROLLOUT}.n",
+        "a pass rate needs a group",
+    ),
+    ({"srpo.demonstration.memory.per_prompt": 2}, "srpo.demonstration.memory.per_prompt", "source memory"),
+    (COLUMN, "srpo.demonstration.reference_column", "source reference"),
+    ({SOURCES: ["reference"]}, "srpo.demonstration.reference_column", "has to name a column"),
+    ({SOURCES: ["memory"], "srpo.demonstration.select": "random"}, "srpo.demonstration.select", "source sibling"),
+    ({"srpo.teacher.kind": "live", "srpo.demonstration.show": False}, "srpo.demonstration.show", "kind=live"),
+    ({"srpo.teacher_ratio.epsilon": 0.2}, "srpo.teacher_ratio.epsilon", "credit=teacher_ratio"),
+    ({"srpo.teacher_ratio.lambda": 0.2}, "srpo.teacher_ratio.lambda", "credit=teacher_ratio"),
+    ({"srpo.schedule.start": 5}, "srpo.schedule.start", "kind=linear"),
+    ({"srpo.weighting.beta": 0.0, "srpo.weighting.floor": 0.1}, "srpo.weighting.floor", "all weights are 1"),
+    ({"srpo.fixed_negative.advantage": 0.2}, "srpo.fixed_negative.advantage", "routing=fixed_negative"),
+    ({"srpo.advantage_mix.lambda": 0.5}, "srpo.advantage_mix.lambda", "routing=advantage_mix"),
+    (
+        {**CREDIT, "algorithm.rollout_correction.bypass_mode": True},
+        "algorithm.rollout_correction.bypass_mode",
+        "divides by the old log-probs",
+    ),
+]
+
+
+@pytest.mark.parametrize(("asked", "key", "words"), SENSELESS)
+def test_a_combination_that_makes_no_sense(change, asked, key, words):
+    """Each part is fine somewhere; together they would do nothing, or another thing than their names say."""
+    assert words in refusal(change(**asked), key, asked.get(key)).remedy
 
 
 HOOKS = [

@@ -63,3 +63,11 @@ def only_error(findings):
     wrong = [finding for finding in findings if finding.level == ERROR]
     assert len(wrong) == 1, [str(finding) for finding in wrong]
     return wrong[0]
+
+
+GOOD = [row() for _ in range(5)]
+
+LIMIT = "srpo.demonstration.max_prompt_tokens"
+TEMPLATE, ADDED = 19, len("\n\nCorrect solution:\n\n" + "\n\nCorrectly solve the original question.\n")
+BARE = len("1 + 1 = ?") + TEMPLATE + ADDED
+"""Tokens of a teacher's prompt around an empty demonstration. For a demonstration 16 / 8 = 2 more are needed."""

@@ -10,9 +10,7 @@ from srpo_verl.preflight import data as preflight_data
 from srpo_verl.preflight.findings import ERROR, NOTE, errors
 from srpo_verl.preflight.lengths import SLACK
 from srpo_verl.rewards import FEEDBACK_TEXTS
-from tests.preflight import TOY, only_error, row, write
-
-GOOD = [row() for _ in range(5)]
+from tests.preflight import BARE, GOOD, LIMIT, TOY, only_error, row, write
 
 
 def at(position, bad):
@@ -173,13 +171,6 @@ def test_long_prompts_that_are_meant_to_be_cut_on_the_left(look):
     findings = look("data.filter_overlong_prompts=false", "data.truncation=left", train=at(1, row(LONG)))
     assert errors(findings) == []
     assert any(finding.level == NOTE and finding.row == 1 for finding in findings)
-
-
-TEMPLATE, ADDED = 19, len("\n\nCorrect solution:\n\n" + "\n\nCorrectly solve the original question.\n")
-BARE = len("1 + 1 = ?") + TEMPLATE + ADDED
-"""Tokens of a teacher's prompt around an empty demonstration. For a demonstration 16 / 8 = 2 more are needed."""
-
-LIMIT = "srpo.demonstration.max_prompt_tokens"
 
 
 @pytest.mark.parametrize(

@@ -42,4 +42,6 @@ def test_the_cells_say_what_is_set():
         "none",
     )
     values = default_values() | {"routing": "none", "credit": "teacher_ratio"}
-    assert methods.cells(parse(values))[-3:] == ("sibling", "none", "(q/p)^sign(A), clipped at 1 ± 0.5")
+    assert methods.cells(parse(values))[-3:] == ("sibling", "constant", "(q/p)^sign(A), clipped at 1 ± 0.5")
+    values["teacher_ratio"]["lambda"] = 0.25
+    assert methods.cells(parse(values))[-1] == "(q/p)^sign(A), clipped at 1 ± 0.5, 0.25 of it"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from srpo_verl.teacher.memory import FILE_NAME, SuccessMemory, prompt_id
+from srpo_verl.teacher.memory import FILE_NAME, SuccessMemory, prompt_id, remove_stale
 
 
 def test_the_newest_first_and_never_the_own():
@@ -65,8 +65,20 @@ def test_a_damaged_memory(tmp_path, content):
         SuccessMemory(1, 1).load(tmp_path)
 
 
+def test_memories_go_with_the_checkpoints_that_verl_removes(tmp_path):
+    for step, kept in ((1, False), (2, True), (3, True)):
+        SuccessMemory(1, 1).save(tmp_path / f"global_step_{step}")
+        if kept:
+            (tmp_path / f"global_step_{step}" / "actor").mkdir()
+    remove_stale(tmp_path)
+    assert sorted(path.parent.name for path in tmp_path.rglob(FILE_NAME)) == ["global_step_2", "global_step_3"]
+
+
 def test_a_prompt_is_its_conversation():
     one = [{"role": "user", "content": "x"}]
     assert prompt_id(one) == prompt_id([{"content": "x", "role": "user"}])
     assert prompt_id(one) != prompt_id([{"role": "system", "content": "s"}, *one])
     assert prompt_id(one) != prompt_id([{"role": "user", "content": "y"}])
+    # A response that calls a tool is no demonstration for a prompt without it.
+    add, negate = ({"type": "function", "function": {"name": name}} for name in ("add", "negate"))
+    assert len({prompt_id(one), prompt_id(one, [add]), prompt_id(one, [negate]), prompt_id(one, [add, negate])}) == 4

@@ -190,7 +190,8 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
         advantages = torch.where(routing.advantage_B.isnan(), own, routing.advantage_B)
         input_ids = [torch.cat([every["prompts"][row], every["responses"][row]]) for row in rows]
         # The rows whose teacher is asked, as Router says: all that have one, or the distilled ones.
-        asks_B = routing.teacher_B & routing.grpo_B if srpo.gives_credit else routing.sdpo_B
+        credit = srpo.credit_share(step + 1) if srpo.gives_credit else 0.0
+        asks_B = routing.teacher_B & routing.grpo_B & (credit > 0) if srpo.gives_credit else routing.sdpo_B
         columns = {
             "prompts": column("prompts"),
             "responses": column("responses"),
@@ -211,7 +212,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
             numbers = [case.sampled.index(row) if row in case.sampled else -1 for row in rows]
             columns[fields.TOKEN_SAMPLE] = torch.tensor(numbers)
         if srpo.gives_credit:
-            columns[fields.CREDIT_ROW] = asks_B[rows]
+            columns[fields.CREDIT_SHARE] = credit * asks_B[rows].float()
         if srpo.weighting.pass_rate:
             columns[fields.PASS_RATE] = routing.pass_rate_B[rows].float()
             columns[fields.GROUP] = torch.tensor([sorted(set(GROUPS)).index(GROUPS[row]) for row in rows])

@@ -35,6 +35,7 @@ def run(
     groups: list[str] | None = None,
     credit_rows: list[bool] | None = None,
     credit_epsilon: float = 0.0,
+    credit_shares: Sequence[float] = (),
     clip_grad: float = 1.0,
     teacher_kind: str = "ema",
     mini_batches: list[list[int]] | None = None,
@@ -47,7 +48,8 @@ def run(
 
     `grpo` and `sdpo` are g and d of every row; `coefficients`, one for every step, lead them to GRPO. With the rows'
     `pass_rates`, d is multiplied by the weight of the row's prompt, of which `groups` are the names.
-    The teacher scales the advantages of `credit_rows`, token by token, by at most 1 - or + `credit_epsilon`.
+    The teacher scales the advantages of `credit_rows`, token by token, by at most 1 - or + `credit_epsilon`; of that
+    factor the part of the step in `credit_shares` is taken.
 
     With `adapter`, weights A and B by peft's names, only they are trained and averaged, and they are what is returned;
     `merged` is then the student with scale * B A added to its weights.
@@ -125,7 +127,10 @@ def run(
                         by_teacher = torch.exp(log_q) / torch.exp(old)
                         if advantages[row] < 0:
                             by_teacher = 1 / by_teacher
-                        advantage = advantage * by_teacher.clamp(1 - credit_epsilon, 1 + credit_epsilon)
+                        by_teacher = by_teacher.clamp(1 - credit_epsilon, 1 + credit_epsilon)
+                        advantage = (
+                            advantage * (1 - credit_shares[step]) + advantage * by_teacher * credit_shares[step]
+                        )
                     token = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
                     if advantages[row] < 0:
                         token = torch.minimum(token, -3.0 * advantage)

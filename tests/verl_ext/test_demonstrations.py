@@ -59,6 +59,10 @@ def test_for_credit_every_row_with_a_teacher_asks_it_and_none_is_distilled():
     metrics = routed.metrics
     assert (metrics["srpo/frac_credit"], metrics["srpo/without_teacher"]) == (pytest.approx(5 / 9), 0.0)
     assert metrics["srpo/frac_shown_sibling"] == pytest.approx(5 / 9)
+    values["schedule"] |= {"kind": "linear", "start": 1, "end": 2}
+    ended = Router(parse(values), TEXT, render, seed=0).route(rollouts(MIXED), 2)
+    assert ended.reprompts == [None] * len(MIXED)
+    assert (ended.metrics["srpo/frac_credit"], ended.metrics["srpo/without_teacher"]) == (0.0, 1.0)
 
 
 # --- where demonstrations come from ----------------------------------------------------------------------------------

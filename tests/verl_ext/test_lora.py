@@ -15,6 +15,8 @@ from tests.verl_ext.harness import Case
 from tests.verl_ext.test_update import (
     ACTOR,
     BF16,
+    CREDIT,
+    CREDIT_ORACLE,
     EMA,
     FSDP1,
     FSDP2,
@@ -67,6 +69,7 @@ KINDS = [
     Case("frozen", ["srpo.teacher.kind=frozen"], resume=True),
     Case("live", ["srpo.teacher.kind=live"]),
     Case("rich", [*RICH, *FSDP2, *MERGE], rewards=UNEVEN),
+    Case("credit", [*CREDIT, *FSDP2, *MERGE]),
 ]
 # veRL's reference is then the actor with its adapters switched off.
 KL_COEF = 2.0
@@ -135,7 +138,7 @@ def test_ways_of_computing_change_nothing(results, expected, name):
 
 @pytest.mark.parametrize("name", names(KINDS))
 def test_the_other_teachers_and_the_options_of_routing(results, model, adapter, name):
-    settings = RICH_ORACLE if name == "rich" else {"teacher_kind": name}
+    settings = {"rich": RICH_ORACLE, "credit": CREDIT_ORACLE}.get(name, {"teacher_kind": name})
     expected = lora_oracle(model, adapter, **settings)
     if name == "live":
         expected["teacher"] = {}

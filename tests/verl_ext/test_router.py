@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from srpo_verl.algos.routing import ROUTINGS
+from srpo_verl.algos.routings import effects_of
 from srpo_verl.config.schema import default_values, parse
 from srpo_verl.verl_ext.router import Router
 from tests.verl_ext.batches import LIMIT, MIXED, TEXT, decode, render, rollouts, shown
@@ -14,7 +14,7 @@ from tests.verl_ext.batches import LIMIT, MIXED, TEXT, decode, render, rollouts,
 def settings(routing="sample", **demonstration):
     values = default_values()
     values["routing"] = routing
-    if ROUTINGS[routing].distils:
+    if effects_of(routing).distils:
         values["demonstration"]["max_prompt_tokens"] = LIMIT
         values["demonstration"].update(demonstration)
     return parse(values)

@@ -109,8 +109,18 @@ CREDIT = [
     "srpo.routing=none",
     "srpo.credit=teacher_ratio",
     "srpo.teacher_ratio.epsilon=0.3",
+    "srpo.teacher_ratio.lambda=0.8",
+    "srpo.schedule.kind=linear",
+    "srpo.schedule.start=1",
+    "srpo.schedule.end=3",
     "srpo.distillation.top_k=100",
 ]
+CREDIT_ORACLE = {
+    "routing": "none",
+    "credit_rows": [row not in (4, 5, 6) for row in range(8)],  # those of groups with another correct row
+    "credit_epsilon": 0.3,
+    "credit_shares": [0.8, 0.4],
+}
 CREDIT_ONE_RANK = [Case("credit-fsdp2-packed-1", [*CREDIT, *FSDP2, *fixed(1)])]
 CREDIT_TWO_RANKS = [
     Case("2-credit-fsdp1-padded-4", [*CREDIT, *FSDP1, *PADDED, *fixed(4)]),
@@ -142,6 +152,11 @@ OPTIONS = [
         rewards=UNEVEN,
     ),
     Case("schedule", [*EMA, "srpo.schedule.kind=linear", "srpo.schedule.start=1", "srpo.schedule.end=3"]),
+    # At values that bind nowhere: the schedule has not begun, and no weight is so small.
+    Case(
+        "options-at-rest",
+        [*EMA, *FSDP2, "srpo.schedule.kind=linear", "srpo.weighting.floor=1.0e-30"],
+    ),
     Case("schedule-over", [*EMA, "srpo.schedule.kind=linear", "srpo.schedule.start=1", "srpo.schedule.end=2"]),
 ]
 
@@ -356,8 +371,7 @@ def test_bf16_stays_close(results, expected, name):
 
 @pytest.fixture(scope="module")
 def expected_credit(model):
-    taught = [bool(m) for m in facts(harness.REWARDS)[1]]
-    return oracle(model, "none", credit_rows=taught, credit_epsilon=0.3)
+    return oracle(model, **CREDIT_ORACLE)
 
 
 @pytest.mark.parametrize("name", [case.name for case in [*CREDIT_ONE_RANK, *CREDIT_TWO_RANKS]])
@@ -409,6 +423,14 @@ def test_every_option_means_what_its_formula_says(results, expected, model, name
     # The option changes something, or the comparison would say little.
     plain = oracle(model, **{key: settings[key] for key in ("routing", "rewards") if key in settings})
     assert abs(plain["metrics"][1]["srpo/loss"] - wanted["metrics"][1]["srpo/loss"]) > 1e-5
+
+
+def test_options_that_bind_nowhere_change_no_bit(results):
+    plain, resting = results["fsdp2-packed-dynamic"], results["options-at-rest"]
+    for part in ("student", "teacher"):
+        assert all(torch.equal(plain[part][name], resting[part][name]) for name in plain[part])
+    for before, after in zip(plain["metrics"], resting["metrics"], strict=True):
+        assert {**before, "srpo/teacher_seconds": 0} == {**after, "srpo/teacher_seconds": 0}
 
 
 def test_after_the_schedule_s_end_no_teacher_runs(results):
