@@ -4,9 +4,10 @@ import pytest
 
 from tests.support import tiny_model
 from tests.verl_ext import harness
+from tests.verl_ext.expected import assert_same, oracle
 from tests.verl_ext.harness import Case
 from tests.verl_ext.test_sequence_parallel import EVERY_ROW, ULYSSES
-from tests.verl_ext.test_update import ACTOR, EMA, FSDP1, FSDP2, assert_same, oracle
+from tests.verl_ext.test_update import ACTOR, EMA, FSDP1, FSDP2
 
 FSDP = f"{ACTOR}.fsdp_config"
 PADDED_TO_BUCKETS = [f"{FSDP}.pad_to_length=true", f"{FSDP}.pad_to_length_bucket=16"]
