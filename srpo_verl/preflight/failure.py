@@ -19,6 +19,13 @@ def root_cause(error: BaseException) -> BaseException:
         seen.append(inner)
 
 
+MEANING = {
+    "no materializable trajectories": "every rollout of a step failed, for a reward function or a tool that raises; "
+    "the traceback is in the output, after 'failed'",
+}
+"""What a message of veRL's means here, by a part of it."""
+
+
 def in_one_line(error: BaseException) -> str:
     """Kind and message. Ray's own exceptions hold a traceback, or a report of a process that died: its last line."""
     if type(error).__module__.partition(".")[0] == "ray":
@@ -44,4 +51,6 @@ def end_with_cause(error: BaseException, last_words: str | None = None) -> NoRet
     if isinstance(cause, RunStopped):
         print(f"srpo_verl: the run {cause.reason}", file=sys.stderr, flush=True)
         sys.exit(cause.status)
-    sys.exit(f"srpo_verl: the run failed: {last_words or in_one_line(cause)}")
+    line = last_words or in_one_line(cause)
+    meaning = next((meaning for part, meaning in MEANING.items() if part in line), None)
+    sys.exit(f"srpo_verl: the run failed: {line if meaning is None else f'{meaning} ({line})'}")

@@ -28,7 +28,7 @@ def last_line(folder):
 
 
 REWARDS = {
-    "raises": "KeyError",
+    "raises": "every rollout of a step failed, for a reward function",
     "not_a_number": "the reward is nan",
     "text": "well done",
     "hangs": "nothing has happened for",

@@ -6,11 +6,13 @@ import re
 import time
 
 import pytest
+from omegaconf import OmegaConf
 
 from srpo_verl import check
-from srpo_verl.errors import ConfigError
+from srpo_verl.errors import ConfigError, RunStopped
 from srpo_verl.preflight.failure import in_one_line, root_cause
 from srpo_verl.preflight.findings import ERROR, NOTE, OK, Finding, last_line, render, write
+from srpo_verl.stall import leave_word
 from srpo_verl.start import ConfigCheck
 from tests.preflight import configure, row
 from tests.preflight import write as write_rows
@@ -183,14 +185,30 @@ def test_the_cause_behind_ray_s_wrappers():
     assert in_one_line(root_cause(lost)) == "mine.Error: what happened"
 
 
-def test_a_failed_run_ends_with_its_cause(capsys):
+def ended_with(error, folder):
+    """What the process ends with where a run has failed with this error."""
     from hydra.core.utils import JobReturn, JobStatus
 
-    try:
-        raise ValueError("what\nhappened")
-    except ValueError as error:
-        job = JobReturn(_return_value=error, status=JobStatus.FAILED)
-    with pytest.raises(SystemExit, match=r"^srpo_verl: the run failed: ValueError: what happened$"):
-        ConfigCheck().on_job_end(None, job)
-    assert "Traceback" in capsys.readouterr().err
-    ConfigCheck().on_job_end(None, JobReturn(_return_value=None, status=JobStatus.COMPLETED))
+    config = OmegaConf.create({"trainer": {"default_local_dir": str(folder)}})
+    with pytest.raises(SystemExit) as raised:
+        ConfigCheck().on_job_end(config, JobReturn(_return_value=error, status=JobStatus.FAILED))
+    ConfigCheck().on_job_end(config, JobReturn(_return_value=None, status=JobStatus.COMPLETED))
+    return raised.value.code
+
+
+def test_a_failed_run_ends_with_its_cause(capsys, tmp_path):
+    assert ended_with(ValueError("what\nhappened"), tmp_path) == "srpo_verl: the run failed: ValueError: what happened"
+    assert "ValueError: what" in capsys.readouterr().err  # the traceback
+    veRLs = RuntimeError("terminal groups with no materializable trajectories. Enable this and that.")
+    assert "the run failed: every rollout of a step failed, for a reward function" in ended_with(veRLs, tmp_path)
+    leave_word(tmp_path, "nothing has happened for 120 minutes")
+    assert ended_with(ValueError("the actor died"), tmp_path) == (
+        "srpo_verl: the run failed: nothing has happened for 120 minutes"
+    )
+
+
+def test_a_stopped_run_ends_with_its_status(capsys, tmp_path):
+    assert ended_with(RunStopped("was stopped after step 4", 75), tmp_path) == 75
+    err = capsys.readouterr().err
+    assert "srpo_verl: the run was stopped after step 4" in err
+    assert "Traceback" not in err
