@@ -53,7 +53,7 @@ class StallWatch:
 
 def leave_word(checkpoints: Path, words: str) -> None:
     """Say why this process is about to end, with what all its threads were doing on standard error."""
-    faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+    faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
     print(f"srpo_verl: {words}", file=sys.stderr, flush=True)
     write_whole(checkpoints / FILE_NAME, words)
 

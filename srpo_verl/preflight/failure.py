@@ -22,6 +22,8 @@ def root_cause(error: BaseException) -> BaseException:
 MEANING = {
     "no materializable trajectories": "every rollout of a step failed, for a reward function or a tool that raises; "
     "the traceback is in the output, after 'failed'",
+    "inline_container.cc": "a file of a checkpoint could not be written: is the disk full? The checkpoint before it "
+    "is whole",
 }
 """What a message of veRL's means here, by a part of it."""
 

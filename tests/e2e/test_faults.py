@@ -80,6 +80,6 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(arguments, tmp_path):
     full.parent.mkdir(parents=True)
     full.symlink_to("/dev/full")
     assert Started(arguments, folder).wait(BOUND_S) == 1
-    assert "No space left on device" in last_line(folder)
+    assert "a file of a checkpoint could not be written: is the disk full?" in last_line(folder)
     assert [c.step for c in checkpoints.whole(folder / "checkpoints")] == [2]
     assert checkpoints.read_step(folder / "checkpoints" / checkpoints.LATEST) == 2
