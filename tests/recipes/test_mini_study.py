@@ -292,7 +292,7 @@ def test_a_process_that_logs_nothing_is_given_up(tmp_path, monkeypatch):
 def test_a_small_study_from_nothing(tmp_path):
     """Two methods, one task, few steps: starting model, data, veRL, logs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
-    arguments = ["--part", "grid", "--only", "-(grpo|srpo)-lr0.0005", "--steps", "2", "--warmup-steps", "40"]
+    arguments = ["--part", "grid", "--only", "(grpo|srpo)-lr0.0005", "--steps", "2", "--warmup-steps", "40"]
     places = ["--work", tmp_path / "work", "--results", tmp_path / "results"]
     command = [sys.executable, "-W", "ignore", "-m", "recipes.mini.study", *arguments, *places]
     subprocess.run(command, cwd=run.ROOT, env=environment, check=True, timeout=900)
