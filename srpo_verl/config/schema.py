@@ -134,6 +134,7 @@ def parse(node: Any) -> SrpoConfig:
     distillation, teacher = values["distillation"], values["teacher"]
     weighting, budget = values["weighting"], values["budget"]
 
+    ratio, fixed = values["teacher_ratio"], values["fixed_negative"]
     credit = choice("srpo.credit", values["credit"], CREDITS)
     top_k = integer("srpo.distillation.top_k", distillation["top_k"], low=1, nullable=True)
     config = SrpoConfig(
@@ -157,14 +158,10 @@ def parse(node: Any) -> SrpoConfig:
             pass_rate=flag("srpo.weighting.pass_rate", weighting["pass_rate"]),
         ),
         mix_lambda=number("srpo.advantage_mix.lambda", values["advantage_mix"]["lambda"], 0, 1),
-        negative_advantage=number(
-            "srpo.fixed_negative.advantage", values["fixed_negative"]["advantage"], 0, above_low=True
-        ),
+        negative_advantage=number("srpo.fixed_negative.advantage", fixed["advantage"], 0, above_low=True),
         credit=credit,
-        credit_epsilon=number(
-            "srpo.teacher_ratio.epsilon", values["teacher_ratio"]["epsilon"], 0, 1, above_low=True, below_high=True
-        ),
-        credit_lambda=number("srpo.teacher_ratio.lambda", values["teacher_ratio"]["lambda"], 0, 1, above_low=True),
+        credit_epsilon=number("srpo.teacher_ratio.epsilon", ratio["epsilon"], 0, 1, True, below_high=True),
+        credit_lambda=number("srpo.teacher_ratio.lambda", ratio["lambda"], 0, 1, above_low=True),
         teacher=TeacherConfig(
             kind=choice("srpo.teacher.kind", teacher["kind"], TEACHER_KINDS),
             ema_rate=number("srpo.teacher.ema_rate", teacher["ema_rate"], 0, 1, above_low=True),
