@@ -177,11 +177,7 @@ def parse(node: Any) -> SrpoConfig:
         checkpoints=read_checkpoints(values["checkpoints"]),
         guards=read_guards(values["guards"]),
         kernels=KernelsConfig(compile=flag("srpo.kernels.compile", values["kernels"]["compile"])),
-        token_sample=TokenSampleConfig(
-            every=integer("srpo.token_sample.every", values["token_sample"]["every"], low=0),
-            rollouts=integer("srpo.token_sample.rollouts", values["token_sample"]["rollouts"], low=1),
-            tokens=integer("srpo.token_sample.tokens", values["token_sample"]["tokens"], low=1),
-        ),
+        token_sample=_token_sample(values["token_sample"]),
     )
     _check_effective(values, config)
     return config
@@ -318,6 +314,13 @@ def _check_sources(config: SrpoConfig, refuse: Callable[[str, str], None]) -> No
             f"remembers for nothing with srpo.weighting.pass_rate=true and srpo.routing={config.routing}: a failure "
             "without a correct sibling has pass rate 0 and weight 0; leave one of them out",
         )
+
+
+def _token_sample(values: Mapping) -> TokenSampleConfig:
+    lowest = {"every": 0, "rollouts": 1, "tokens": 1}
+    return TokenSampleConfig(
+        **{key: integer(f"srpo.token_sample.{key}", values[key], low=low) for key, low in lowest.items()}
+    )
 
 
 def _routing(value: Any) -> str:
