@@ -124,13 +124,16 @@ def read(path: Path) -> tuple[dict[str, Any], list[tuple[int, dict[str, Any]]]]:
 
 
 def collapse(steps: Sequence[tuple[int, Mapping[str, Any]]]) -> int | None:
-    """First step whose validation accuracy is ten points below the best before it."""
-    best = 0.0
+    """First of two validations in a row that are ten points below the best before them; one alone may be chance."""
+    best, low = 0.0, None
     for step, metrics in steps:
         value = mean_accuracy(metrics)
-        if value is not None and value <= best - LOST:
-            return step
-        best = max(best, value or 0.0)
+        if value is None:
+            continue
+        if value <= best - LOST and low is not None:
+            return low
+        low = step if value <= best - LOST else None
+        best = max(best, value)
     return None
 
 
