@@ -395,4 +395,4 @@ def test_teacher_s_prompts_are_only_measured_where_they_could_be_too_long(look, 
     assert errors(look(f"{LIMIT}={far}", train=train)) == []
     assert errors(look(f"{LIMIT}={far - 1}", train=train)) == []
     assert errors(look(f"{LIMIT}={far + 40}", train=train)) == []
-    assert measured == [1, 6, 0]
+    assert [rows for rows in measured if rows] == [1, 6]

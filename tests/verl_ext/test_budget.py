@@ -261,7 +261,9 @@ def resumed_trainer(monkeypatch, folder, hours=(1.0,), stop_at_hours=None, step=
     trainer = SrpoTrainer.__new__(SrpoTrainer)
     trainer.record, trainer.progress = TrainingRecord(), Progress()
     trainer.router = SimpleNamespace(memory=None)
-    trainer.srpo = SimpleNamespace(budget=BudgetConfig(hours, stop_at_hours))
+    trainer._root = folder
+    checkpoints = SimpleNamespace(trust_pickles=False)
+    trainer.srpo = SimpleNamespace(budget=BudgetConfig(hours, stop_at_hours), checkpoints=checkpoints)
     defaults = {"resume_mode": "auto", "default_local_dir": str(folder), "resume_from_path": None}
     trainer.config = OmegaConf.create({"trainer": defaults | settings})
     trainer._load_checkpoint()

@@ -6,6 +6,7 @@ from transformers import AutoTokenizer
 
 from srpo_verl.config.schema import parse
 from srpo_verl.errors import ConfigError
+from srpo_verl.progress import Progress
 from srpo_verl.teacher.reference import reference_text
 from srpo_verl.verl_ext.trainer import SrpoTrainer
 from tests.config import compose
@@ -29,7 +30,7 @@ def load(tmp_path_factory):
     def loaded(column):
         trainer = object.__new__(SrpoTrainer)
         config.srpo.demonstration.reference_column = column
-        trainer.config, trainer.srpo = config, parse(config.srpo)
+        trainer.config, trainer.srpo, trainer.progress = config, parse(config.srpo), Progress()
         trainer.tokenizer, trainer.processor, trainer.trainer_mode = tokenizer, None, "sync"
         trainer.parameter_sync_step = 1
         trainer._init_dataloader()

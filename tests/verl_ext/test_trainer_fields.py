@@ -29,7 +29,7 @@ def trainer(monkeypatch):
     client = SimpleNamespace(kv_retrieve_meta=lambda keys, partition_id: SimpleNamespace(field_schema=SCHEMA))
     monkeypatch.setattr(trainer_module.tq, "get_client", lambda: client)
     trainer = object.__new__(SrpoTrainer)
-    trainer.processor, trainer._distill, trainer.timing_raw = None, True, {}
+    trainer.processor, trainer._distill, trainer._sample, trainer.timing_raw = None, True, None, {}
     trainer.srpo = SimpleNamespace(distils=True, distillation=SimpleNamespace(top_k=None))
     return trainer
 

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from srpo_verl.config.schema import parse
+from srpo_verl.progress import Progress
 from srpo_verl.verl_ext.trainer import SrpoTrainer
 from tests.config import compose
 from tests.support import tiny_model
@@ -76,7 +77,7 @@ def make_trainer(tmp_path, tool_file, monkeypatch):
             *overrides,
         )
         trainer = object.__new__(SrpoTrainer)
-        trainer.config, trainer.srpo = config, parse(config.srpo)
+        trainer.config, trainer.srpo, trainer.progress = config, parse(config.srpo), Progress()
         trainer._init_tokenizer()
         return trainer
 
