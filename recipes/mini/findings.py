@@ -60,7 +60,10 @@ LIMITS = """\
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
+    """Lines of a Markdown table; a word where no cell of it was run."""
+    rows = list(rows)
+    if all(cell == NOT_RUN for row in rows for cell in row[1:]):
+        return [f"{header[0]}: {NOT_RUN}".removeprefix(": ")]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
