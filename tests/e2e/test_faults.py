@@ -30,7 +30,7 @@ def last_line(folder):
 REWARDS = {
     "raises": "every rollout of a step failed, for a reward function",
     "not_a_number": "the reward is nan",
-    "text": "well done",
+    "text": "can't assign a str",
     "hangs": "nothing has happened for",
 }
 
