@@ -288,7 +288,9 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
         return self.sampler.choose(self.global_steps, rollouts, routed)
 
     def _write_sample(self) -> None:
-        log = log_of(self.logger) if self._sample is not None else None
+        if self._sample is None:
+            return
+        log = log_of(self.logger)
         if log is None:
             return
         recorded = self.actor_rollout_wg.take_token_sample()
