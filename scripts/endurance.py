@@ -27,7 +27,7 @@ import torch
 from recipes.runner import run_environment
 from srpo_verl import console, cpu
 from srpo_verl.launch.sessions import end_session, processes
-from tests.support import REWARD_FILE, read_metrics, tiny_model, tiny_parquet
+from tests.support import TINY_SRPO, read_metrics, tiny_run
 
 STEPS = 8
 LIMIT_S = 600.0
@@ -38,32 +38,12 @@ SETTLED = 200
 SAMPLE_S = 10.0
 
 
-def tiny_run(root: Path, steps: int = STEPS) -> list[str]:
-    """Arguments of a run that takes well under a second a step; model and data are made in `root`."""
-    train, validation = root / "train.parquet", root / "val.parquet"
-    if not validation.exists():
-        tiny_model(root / "model")
-        tiny_parquet(root, 16)
-        tiny_parquet(root, 4, "val")
+def arguments_of(root: Path, steps: int = STEPS) -> list[str]:
+    """Of a tiny run with a validation and a checkpoint every second step."""
     return [
-        *("--config-path", "pkg://srpo_verl.config", "--config-name", "srpo", "platform=cpu"),
-        f"actor_rollout_ref.model.path={root / 'model'}",
-        "actor_rollout_ref.model.enable_gradient_checkpointing=false",
-        f"data.train_files={train}",
-        f"data.val_files={validation}",
-        f"reward.custom_reward_function.path={REWARD_FILE}",
-        "data.train_batch_size=4",
-        "data.max_prompt_length=64",
-        "data.max_response_length=12",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024",
-        "actor_rollout_ref.actor.optim.lr=1.0e-3",
-        "actor_rollout_ref.actor.optim.lr_warmup_steps=1",
-        "actor_rollout_ref.rollout.n=4",
-        "actor_rollout_ref.rollout.val_kwargs.n=1",
-        "srpo.success_threshold=0.12",
-        "srpo.distillation.top_k=20",
-        "srpo.demonstration.max_prompt_tokens=160",
+        *("--config-path", "pkg://srpo_verl.config", "--config-name", "srpo"),
+        *tiny_run(root),
+        *TINY_SRPO,
         "trainer.test_freq=2",
         "trainer.save_freq=2",
         "trainer.max_actor_ckpt_to_keep=1",
@@ -159,7 +139,7 @@ def killed_run(arguments: Sequence[str], folder: Path, rng: random.Random, mean:
 
 def kills(out: Path, wanted: int, seed: int, mean: float) -> None:
     """Runs until there were so many kills in all; prints the table of all that are on record."""
-    arguments, record = tiny_run(out / "inputs"), out / "kills.jsonl"
+    arguments, record = arguments_of(out / "inputs"), out / "kills.jsonl"
     whole = out / "whole"
     if not (whole / "checkpoints" / f"global_step_{STEPS}" / "srpo_checkpoint.json").exists():
         shutil.rmtree(whole, ignore_errors=True)
@@ -187,7 +167,7 @@ def _kill_line(done: Sequence[dict]) -> str:
 
 def soak(out: Path, steps: int) -> None:
     """One run, sampled; prints what grew."""
-    arguments = [*tiny_run(out / "inputs", steps), "trainer.test_freq=50", "trainer.save_freq=50"]
+    arguments = [*arguments_of(out / "inputs", steps), "trainer.test_freq=50", "trainer.save_freq=50"]
     samples, folder = out / "samples.jsonl", out / "run"
     attempt = 1 + max((json.loads(line)["attempt"] for line in _lines(samples)), default=0)
     run, log = Started(arguments, folder), folder / "srpo.jsonl"

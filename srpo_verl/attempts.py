@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from srpo_verl.run_files import record_path
+
 
 def log_path(project: str, experiment: str, environment: Mapping[str, str] = os.environ) -> Path:
     """Where veRL's logger `file` will write."""
@@ -26,8 +28,7 @@ def keep_log(path: Path) -> Path | None:
         number += 1
     aside = path.parent / f"attempt-{number}"
     aside.mkdir(exist_ok=True)
-    record = path.with_suffix(".run.json")
-    for one in (record, path):
+    for one in (record_path(path), path):
         if one.exists():
             os.replace(one, aside / one.name)
     return aside / path.name

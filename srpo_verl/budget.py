@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from srpo_verl.whole_file import write_whole
 
 FILE_NAME = "srpo_budget.json"
 """Beside veRL's `data.pt` in global_step_N."""
@@ -114,11 +115,7 @@ class TrainingRecord:
 
     def save(self, folder: str | Path) -> None:
         """Write the record into a checkpoint's folder, whole or not at all."""
-        path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        write_whole(Path(folder) / FILE_NAME, json.dumps(self.to_dict()) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainingRecord:

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from srpo_verl.whole_file import write_whole
+
 LATEST = "latest_checkpointed_iteration.txt"
 """veRL's: the number of the step to resume from."""
 
@@ -157,14 +159,6 @@ def remove(folder: Path) -> None:
 def size_of(folder: Path) -> int:
     """Bytes of all files of a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one piece: a reader sees the old text or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def _point_to_newest(root: Path) -> None:

@@ -7,9 +7,10 @@ A log `srpo.jsonl` (veRL's logger `file`) has beside it `srpo.run.json`, the con
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from srpo_verl.whole_file import write_whole
 
 _STEP = "step_{:06d}.json"
 
@@ -41,7 +42,4 @@ def sample_path(log: Path, step: int) -> Path:
 
 def write_json(path: Path, content: Any) -> None:
     """Write whole or not at all, on one line without spaces."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(json.dumps(content, separators=(",", ":"), allow_nan=False), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, json.dumps(content, separators=(",", ":"), allow_nan=False))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from srpo_verl.checkpoints import write_whole
+from srpo_verl.whole_file import write_whole
 
 FILE_NAME = "srpo_last_words"
 """In trainer.default_local_dir: why the trainer's process ended itself, for the process that reports it."""

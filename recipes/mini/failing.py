@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recipes.mini import failing_rewards, verifier
-from recipes.mini.run import ROOT, RunFailed, data_of, provenance, starting_model, wait
+from recipes.mini.run import ROOT, RunFailed, data_of, provenance, run_command, starting_model
 from recipes.mini.tasks import TASKS
-from recipes.runner import end_session, run_environment
 from recipes.small_model import Sizes, training_command
 from srpo_verl.budget import mean_accuracy
 from srpo_verl.guards import Alarm, Settings, review
@@ -83,19 +79,7 @@ def command_of(case: Case, seed: int, model: Path, data: Path, run: Path) -> lis
 def run_case(name: str, seed: int, model: Path, work: Path, results: Path) -> Path:
     """Make one run and write what the guards read of its log. Raises RunFailed where it logs no step."""
     run = work / "runs" / f"failing-{name}-{seed}"
-    shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True)
-    command = command_of(CASES[name], seed, model, data_of(TASK, seed, work), run)
-    # Sockets of Ray need a short path.
-    with tempfile.TemporaryDirectory(prefix="ray-") as ray_directory, (run / "output.log").open("wb") as output:
-        environment = {**run_environment(run / "metrics.jsonl", ray_directory), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            command, cwd=run, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code = wait(process, run / "metrics.jsonl")
-        finally:
-            end_session(process)
+    code = run_command(command_of(CASES[name], seed, model, data_of(TASK, seed, work), run), run)
     log = run / "metrics.jsonl"
     if not log.exists() or log.stat().st_size == 0:
         raise RunFailed(f"{name}, seed {seed}: exit code {code}; see {run / 'output.log'}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.mini.plan import Cell
+from srpo_verl.whole_file import write_whole
 
 KEPT = (
     "val-core/",
@@ -63,13 +63,11 @@ def write(path: Path, cell: Cell, header: Mapping[str, Any], steps: Mapping[int,
     groups: dict[tuple[int, ...], dict[str, list[float | None]]] = defaultdict(dict)
     for name, values in sorted(series.items()):
         groups[tuple(values)][name] = list(values.values())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("w") as stream:
-        stream.write(json.dumps({"cell": asdict(cell), **header}) + "\n")
-        for at, metrics in sorted(groups.items()):
-            stream.write(json.dumps({"steps": at, "metrics": metrics}, separators=(",", ":")) + "\n")
-    os.replace(unfinished, path)
+    lines = [json.dumps({"cell": asdict(cell), **header})]
+    lines += [
+        json.dumps({"steps": at, "metrics": metrics}, separators=(",", ":")) for at, metrics in sorted(groups.items())
+    ]
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def read(path: Path) -> Log:

@@ -121,15 +121,10 @@ def wait(process: subprocess.Popen, progress: Path, stall_seconds: float = STALL
     return None
 
 
-def run_cell(cell: Cell, work: Path, results: Path, source: dict[str, Any], warmup_steps: int) -> float:
-    """Make one run and write its log; returns its seconds, without the starting model's. Raises RunFailed."""
-    model = starting_model(cell.task, cell.seed, work, warmup_steps)
-    data = data_of(cell.task, cell.seed, work)
-    run = work / "runs" / cell.name
+def run_command(command: Sequence[str], run: Path) -> int | None:
+    """Run the trainer in a session of its own and an emptied folder, its log in metrics.jsonl; see `wait`."""
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
-    command = command_of(cell, model, data, run)
-    started = time.monotonic()
     # Sockets of Ray need a short path.
     with tempfile.TemporaryDirectory(prefix="ray-") as ray_directory, (run / "output.log").open("wb") as output:
         environment = {**run_environment(run / "metrics.jsonl", ray_directory), "OMP_NUM_THREADS": "1"}
@@ -137,9 +132,19 @@ def run_cell(cell: Cell, work: Path, results: Path, source: dict[str, Any], warm
             command, cwd=run, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            code = wait(process, run / "metrics.jsonl")
+            return wait(process, run / "metrics.jsonl")
         finally:
             end_session(process)
+
+
+def run_cell(cell: Cell, work: Path, results: Path, source: dict[str, Any], warmup_steps: int) -> float:
+    """Make one run and write its log; returns its seconds, without the starting model's. Raises RunFailed."""
+    model = starting_model(cell.task, cell.seed, work, warmup_steps)
+    data = data_of(cell.task, cell.seed, work)
+    run = work / "runs" / cell.name
+    command = command_of(cell, model, data, run)
+    started = time.monotonic()
+    code = run_command(command, run)
     steps = _metrics(run / "metrics.jsonl")
     reached = max(steps, default=0)
     if code != 0 or reached < cell.steps:

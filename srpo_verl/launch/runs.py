@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from srpo_verl.checkpoints import read_step, write_whole
+from srpo_verl.checkpoints import read_step
 from srpo_verl.console import VARIABLE
 from srpo_verl.launch.sessions import end_session
 from srpo_verl.stopping import RESUMABLE, ask_to_stop
+from srpo_verl.whole_file import write_whole
 
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from srpo_verl.whole_file import write_whole
 
 FILE_NAME = "srpo_memory.json"
 
@@ -64,11 +65,7 @@ class SuccessMemory:
 
     def save(self, folder: str | Path) -> None:
         """Write the memory into a checkpoint's folder, whole or not at all."""
-        path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(self._texts) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        write_whole(Path(folder) / FILE_NAME, json.dumps(self._texts) + "\n")
 
     def load(self, folder: str | Path) -> None:
         """Go on with what `save` wrote, within this memory's own bounds.

@@ -23,6 +23,7 @@ from srpo_verl.guards import Watch
 from srpo_verl.safe_loading import only_tensors
 from srpo_verl.stall import StallWatch, leave_word, take_word
 from srpo_verl.stopping import RESUMABLE, STOPPED, stop_file
+from srpo_verl.whole_file import write_whole
 
 FILE_NAME = "srpo_guards.json"
 """In global_step_N: what the guards have seen, so that a resumed run is compared with its own first steps."""
@@ -173,7 +174,7 @@ class GuardedTrainer(PPOTrainerSync):
     def _save_guards(self) -> None:
         values = {**self.watch.to_dict(), "nonfinite_steps": self._nonfinite_steps}
         path = checkpoints.folder_of(self._root, self.global_steps) / FILE_NAME
-        checkpoints.write_whole(path, json.dumps(values) + "\n")
+        write_whole(path, json.dumps(values) + "\n")
 
     def _load_guards(self, folder: Path) -> None:
         """Without the file, or with one that is not ours, the first steps after the resumption are the reference."""

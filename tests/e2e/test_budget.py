@@ -7,7 +7,8 @@ from srpo_verl.budget import TrainingRecord, mean_accuracy
 from srpo_verl.report.groups import group_runs
 from srpo_verl.report.loader import load_runs
 from srpo_verl.report.tables import run_frame
-from tests.e2e.test_training import SRPO, inputs, train
+from tests.e2e.test_training import inputs, train
+from tests.support import TINY_SRPO
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,7 +30,7 @@ def ended(inputs, tmp_path_factory):
     return train(
         inputs,
         cwd,
-        *SRPO,
+        *TINY_SRPO,
         *BUDGETS,
         f"srpo.budget.stop_at_hours={STOP}",
         f"trainer.default_local_dir={cwd}/checkpoints",
@@ -89,7 +90,7 @@ def test_a_resumed_run_goes_on_counting(ended, inputs, tmp_path):
     resumed = train(
         inputs,
         tmp_path,
-        *SRPO,
+        *TINY_SRPO,
         *BUDGETS,
         "trainer.resume_mode=resume_path",
         f"trainer.resume_from_path={ended.cwd}/checkpoints/global_step_{last}",

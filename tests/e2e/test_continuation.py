@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts.endurance import Started, difference, tiny_run
+from scripts.endurance import Started, arguments_of, difference
 from srpo_verl.stopping import RESUMABLE
 
 pytestmark = [
@@ -34,7 +34,7 @@ def tail(folder):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_exactly(variant, tmp_path):
-    arguments = [*tiny_run(tmp_path / "inputs", steps=6), *VARIANTS[variant]]
+    arguments = [*arguments_of(tmp_path / "inputs", steps=6), *VARIANTS[variant]]
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert Started(arguments, whole).wait() == 0, tail(whole)
     run, log = Started(arguments, folder), folder / "srpo.jsonl"

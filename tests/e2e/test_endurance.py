@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from scripts.endurance import STEPS, Started, difference, tiny_run
+from scripts.endurance import STEPS, Started, arguments_of, difference
 from srpo_verl import checkpoints
 from srpo_verl.budget import mean_accuracy
 from srpo_verl.guards import RULES
@@ -20,7 +20,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
-    return tiny_run(tmp_path_factory.mktemp("inputs"))
+    return arguments_of(tmp_path_factory.mktemp("inputs"))
 
 
 def tail(folder):

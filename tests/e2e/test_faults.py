@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from scripts.endurance import Started, tiny_run
+from scripts.endurance import Started, arguments_of
 from srpo_verl import checkpoints
 from srpo_verl.launch.sessions import processes
 
@@ -20,7 +20,7 @@ FAULTY = Path(__file__).parents[1] / "faulty_reward.py"
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
-    return tiny_run(tmp_path_factory.mktemp("inputs"))
+    return arguments_of(tmp_path_factory.mktemp("inputs"))
 
 
 def last_line(folder):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.e2e.test_training import METRICS, SRPO, inputs, train  # noqa: F401 (inputs is a fixture)
+from tests.e2e.test_training import METRICS, inputs, train  # noqa: F401 (inputs is a fixture)
+from tests.support import TINY_SRPO
 
 pytestmark = [
     pytest.mark.slow,
@@ -15,7 +16,7 @@ def test_two_steps_with_lora(inputs, tmp_path):  # noqa: F811
     run = train(
         inputs,
         tmp_path,
-        *SRPO,
+        *TINY_SRPO,
         "actor_rollout_ref.model.lora_rank=4",
         "actor_rollout_ref.model.lora.merge=true",
         "trainer.save_freq=2",

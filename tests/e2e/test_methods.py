@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.e2e.test_training import SRPO, inputs, train
-from tests.support import run_main_ppo, tiny_parquet
+from tests.e2e.test_training import inputs, train
+from tests.support import TINY_SRPO, run_main_ppo, tiny_parquet
 
 pytestmark = [
     pytest.mark.slow,
@@ -79,7 +79,7 @@ GROUPS = ("all_failed", "mostly_failed", "mostly_correct", "all_correct")
 
 # --- hand-over, with a memory ----------------------------------------------------------------------------------------
 
-HANDOVER = ["srpo.routing=handover", *SRPO[1:], RARE]
+HANDOVER = ["srpo.routing=handover", *TINY_SRPO[1:], RARE]
 MEMORY = [*HANDOVER, "srpo.demonstration.sources=[sibling,memory]", "srpo.demonstration.memory.per_prompt=2"]
 
 
@@ -187,7 +187,7 @@ def test_a_routing_of_the_user_s_own_module_with_references_and_a_schedule(small
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "my_routings.py").write_text(OWN)
     overrides = [
-        *SRPO,
+        *TINY_SRPO,
         "srpo.routing=my_routings:quarter",
         "srpo.demonstration.sources=[reference]",
         "srpo.demonstration.reference_column=solution",
@@ -232,7 +232,7 @@ def test_a_routing_of_the_user_s_own_module_with_references_and_a_schedule(small
 
 def test_the_advantages_of_fixed_negative(small, tmp_path):
     """Larger than any advantage of the group, so that the smallest of the step is the constant."""
-    constant = ["srpo.routing=fixed_negative", "srpo.fixed_negative.advantage=1.25", SRPO[0]]
+    constant = ["srpo.routing=fixed_negative", "srpo.fixed_negative.advantage=1.25", TINY_SRPO[0]]
     run = train(small[0], tmp_path, *constant, dumped(tmp_path))
     for step in (1, 2):
         metrics, rows = run.metrics[step], rollouts(run, step)
@@ -257,7 +257,7 @@ def test_the_advantages_of_fixed_negative(small, tmp_path):
 def test_credit_by_siblings_and_references(small, tmp_path):
     arguments, solutions = small
     sources = ["srpo.demonstration.sources=[sibling,reference]", "srpo.demonstration.reference_column=solution"]
-    run = train(arguments, tmp_path, SRPO[0], SRPO[2], *sources, dumped(tmp_path), name="rlsd")
+    run = train(arguments, tmp_path, TINY_SRPO[0], TINY_SRPO[2], *sources, dumped(tmp_path), name="rlsd")
     for step in (1, 2):
         metrics, rows = run.metrics[step], rollouts(run, step)
         sibling = [has_sibling for _, has_sibling, _ in facts(rows, 0.12)]

@@ -10,7 +10,7 @@ import torch
 
 from srpo_verl.guards import RULES
 from srpo_verl.run_files import record_path, sample_paths
-from tests.support import REWARD_FILE, run_main_ppo, tiny_model, tiny_parquet
+from tests.support import TINY_SRPO, run_main_ppo, tiny_run
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU platform is not active here")
 
@@ -65,37 +65,14 @@ STOCK = [
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("inputs")
     return [
-        "platform=cpu",
-        f"actor_rollout_ref.model.path={tiny_model(root / 'model')}",
-        "actor_rollout_ref.model.enable_gradient_checkpointing=false",
-        f"data.train_files={tiny_parquet(root, 16)}",
-        f"data.val_files={tiny_parquet(root, 4, 'val')}",
-        f"reward.custom_reward_function.path={REWARD_FILE}",
-        "data.train_batch_size=4",
-        "data.max_prompt_length=64",
-        "data.max_response_length=12",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024",
-        "actor_rollout_ref.actor.optim.lr=1.0e-3",
-        "actor_rollout_ref.actor.optim.lr_warmup_steps=1",
-        "actor_rollout_ref.rollout.n=4",
-        "actor_rollout_ref.rollout.val_kwargs.n=1",
+        *tiny_run(tmp_path_factory.mktemp("inputs")),
         "trainer.project_name=test",
         "trainer.test_freq=-1",
         "trainer.save_freq=-1",
         "trainer.val_before_train=false",
         "trainer.resume_mode=disable",
     ]
-
-
-# The toy reward is the share of digits among twelve random characters: about one rollout in three reaches 0.12.
-SRPO = [
-    "srpo.success_threshold=0.12",
-    "srpo.distillation.top_k=20",
-    "srpo.demonstration.max_prompt_tokens=160",
-]
 
 
 def train(inputs, cwd, *overrides, name="srpo", steps=2):
@@ -112,7 +89,7 @@ def uninterrupted(inputs, tmp_path_factory):
     return train(
         inputs,
         cwd,
-        *SRPO,
+        *TINY_SRPO,
         "trainer.save_freq=2",
         f"trainer.default_local_dir={cwd}/checkpoints",
         "trainer.val_before_train=true",
@@ -181,7 +158,7 @@ def test_resuming_equals_not_having_stopped(inputs, uninterrupted, tmp_path):
     resumed = train(
         inputs,
         tmp_path,
-        *SRPO,
+        *TINY_SRPO,
         "trainer.resume_mode=resume_path",
         f"trainer.resume_from_path={uninterrupted.cwd}/checkpoints/global_step_2",
         "srpo.token_sample.every=0",  # which changes nothing, either
@@ -204,7 +181,7 @@ def test_resuming_equals_not_having_stopped(inputs, uninterrupted, tmp_path):
 
 def test_two_ranks_of_fsdp1_with_the_teacher_on_the_cpu(inputs, tmp_path):
     two_ranks = ["trainer.n_gpus_per_node=2", "actor_rollout_ref.actor.strategy=fsdp"]
-    run = train(inputs, tmp_path, *SRPO, *two_ranks, "srpo.teacher.cpu_offload=true")
+    run = train(inputs, tmp_path, *TINY_SRPO, *two_ranks, "srpo.teacher.cpu_offload=true")
     for step in (1, 2):
         assert [name for name in METRICS if name not in run.metrics[step]] == []
         assert run.metrics[step]["srpo/weight_mean"] == pytest.approx(1.0, abs=1e-5)
@@ -296,7 +273,7 @@ def test_routing_goes_by_the_verifier_whatever_the_kl_takes_from_the_reward(inpu
     run = train(
         inputs,
         tmp_path,
-        *SRPO,
+        *TINY_SRPO,
         *KL,
         "algorithm.kl_penalty=low_var_kl",  # of one sign
         "algorithm.kl_ctrl.kl_coef=1.0e6",
