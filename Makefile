@@ -28,7 +28,7 @@ $(INSTALLED): setup.py
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[cpu,dev]'
 	touch $(INSTALLED)
 
-demo: $(INSTALLED) ## SRPO on the CPU, from a starting model to a report (about 10 minutes on two cores)
+demo: $(INSTALLED) ## SRPO on the CPU, from a starting model to a report (about 4 minutes on two cores)
 	$(BIN)/python -W ignore -m recipes.quickstart.demo $(ARGS)
 
 demo-science: $(INSTALLED) ## SRPO with a 135M model on SciKnowEval rows: make demo-science SOURCE=DIR (slow)
