@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from srpo_verl.whole_file import write_whole
 
@@ -48,6 +49,13 @@ class Checkpoint:
 def folder_of(root: Path, step: int) -> Path:
     """The folder of a step's checkpoint."""
     return root / f"global_step_{step}"
+
+
+def resumed_from(trainer: Any, step: int) -> Path:
+    """The folder from which veRL has resumed at a step, by its settings of the trainer."""
+    if trainer.resume_mode == "resume_path":
+        return Path(trainer.resume_from_path)
+    return folder_of(Path(trainer.default_local_dir), step)
 
 
 def whole(root: Path) -> list[Checkpoint]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from srpo_verl import checkpoints
 from srpo_verl.budget import HOURS, SECONDS_PER_HOUR, TrainingRecord, mean_accuracy
 from srpo_verl.config.schema import SrpoConfig
 from srpo_verl.console import MARK
@@ -49,8 +50,7 @@ class TimedTrainer(PPOTrainerSync):
         super()._load_checkpoint()
         if self.global_steps == 0:
             return
-        settings = self.config.trainer
-        folder = settings.resume_from_path if settings.resume_mode == "resume_path" else self._checkpoint_folder()
+        folder = str(checkpoints.resumed_from(self.config.trainer, self.global_steps))
         self._load_beside(folder)
         try:
             self.record = TrainingRecord.load(folder)
@@ -62,7 +62,7 @@ class TimedTrainer(PPOTrainerSync):
             self.say(f"{HOURS} is not logged: {error}")
 
     def _checkpoint_folder(self) -> str:
-        return os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+        return str(checkpoints.folder_of(Path(self.config.trainer.default_local_dir), self.global_steps))
 
     def on_train_begin(self) -> None:
         super().on_train_begin()

@@ -134,9 +134,7 @@ class GuardedTrainer(PPOTrainerSync):
         with only_tensors(self.srpo.checkpoints.trust_pickles):
             super()._load_checkpoint()
         if self.global_steps > 0:
-            settings = self.config.trainer
-            own = checkpoints.folder_of(self._root, self.global_steps)
-            self._load_guards(Path(settings.resume_from_path) if settings.resume_mode == "resume_path" else own)
+            self._load_guards(checkpoints.resumed_from(self.config.trainer, self.global_steps))
 
     def _validate(self) -> dict[str, float]:
         """Also of a checkpoint that a run resumes from, and that was killed before it was validated."""
