@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from recipes.mini.plan import Cell
+from srpo_verl.guards.history import WATCHED
 from srpo_verl.whole_file import write_whole
 
 KEPT = (
+    *sorted(WATCHED),
     "val-core/",
     "critic/score/mean",
-    "response_length/mean",
     "response_length/max",
     "response_length/clip_ratio",
-    "actor/entropy",
-    "actor/grad_norm",
     "timing_s/step",
     "timing_s/gen",
     "timing_s/update_actor",
@@ -31,7 +30,7 @@ KEPT = (
     "srpo/teacher_entropy_mean",
     "srpo/weight_std",
 )
-"""Beginnings of the metrics that are kept."""
+"""Beginnings of the metrics that are kept: what the guards read, and what the findings are made of."""
 DIGITS = 4
 
 
