@@ -98,6 +98,6 @@ def _check_memory(config: DictConfig, srpo: SrpoConfig, sizes: ModelSizes, devic
     if too_large:
         raise DoesNotFit(
             f"of {device_gib:g} GiB per GPU about {' and '.join(too_large)}; see 'When memory is short' in "
-            "docs/reproduce.md"
+            "docs/sizes.md"
         )
     return "GiB per GPU about " + ", ".join(f"{phase.name} {phase.total:.0f}" for phase in phases)

@@ -24,7 +24,7 @@ from srpo_verl.launch.gpu_memory import FIXED_GIB, engine_needs, estimate
 from srpo_verl.launch.model_sizes import MODELS, find_sizes
 from srpo_verl.report.loader import load_runs
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reproduce.md"
+REFERENCE = Path(__file__).parents[2] / "docs" / "sizes.md"
 GIB = 2**30
 
 
@@ -225,7 +225,7 @@ def test_an_unknown_model_is_said_to_be_unknown():
 
 
 def documented_commands():
-    """The commands of docs/reproduce.md under 'When memory is short'."""
+    """The commands of docs/sizes.md under 'When memory is short'."""
     section = REFERENCE.read_text().split("## When memory is short", 1)[1].split("\n## ", 1)[0]
     return re.findall(r"^python -m srpo_verl launch (.+)$", section.replace(" \\\n", " "), re.MULTILINE)
 
