@@ -1,30 +1,15 @@
-"""README, docs and CONTRIBUTING against the checkout: links, paths, names of code, maps of files, commands."""
+"""README, docs and CONTRIBUTING against the checkout: links, paths, names of code, maps of files."""
 
 import ast
 import re
-import shlex
 from functools import cache
 
 import pytest
 
-from srpo_verl.__main__ import COMMANDS
-from srpo_verl.config.check import check_run
-from srpo_verl.launch.checks import compose_command
-from tests.test_layers import PACKAGE, ROOT, SOURCES, relative
+from tests.pages import FENCE, PAGES, ROOT, page_id, prose
+from tests.test_layers import PACKAGE, SOURCES, relative
 
-PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md"), *ROOT.glob("scripts/**/*.md")]
-)
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
-FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
-
-
-def page_id(path):
-    return path.relative_to(ROOT).as_posix()
-
-
-def prose(path):
-    return FENCE.sub("", path.read_text())
 
 
 def anchors(path):
@@ -156,63 +141,3 @@ def test_every_key_that_can_be_refused_is_on_the_page_of_the_configuration():
     keys = {key for path in (PACKAGE / "config").glob("*.py") for key in refusal.findall(path.read_text())}
     assert len(keys) > 15
     assert {key for key in keys if key.rpartition(".")[2] not in page} == set()
-
-
-# --- commands --------------------------------------------------------------------------------------------------------
-
-
-def commands(page):
-    """Command lines of the page's shell blocks, without what only sets the scene."""
-    for language, block in FENCE.findall(page.read_text()):
-        if language in ("bash", "sh", "shell"):
-            for line in block.replace("\\\n", " ").splitlines():
-                if "python -m " in line and not line.lstrip().startswith("#"):
-                    yield line.partition(" #")[0].strip()
-
-
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_every_python_command_is_one_that_there_is(page):
-    """Its module exists; for `python -m srpo_verl` its arguments are taken as well."""
-    for line in commands(page):
-        words = [word for word in shlex.split(line) if word not in ("...", "OVERRIDES")]
-        at = words.index("-m")
-        module, arguments = words[at + 1], words[at + 2 :]
-        if module.partition(".")[0] not in ("srpo_verl", "recipes", "scripts"):
-            continue
-        if module == "srpo_verl":
-            assert arguments[0] in COMMANDS, line
-            module, arguments = COMMANDS[arguments[0]][0], arguments[1:]
-        assert find(module.replace(".", "/") + ".py") or find(module.replace(".", "/")), line
-
-
-COMPOSED = ("README.md", "docs/configuration.md")
-"""Pages whose run commands are composed here; those of docs/gpu.md and docs/custom_task.md have tests of their own."""
-
-
-def run_commands(page):
-    """Whole commands of veRL's entry point: without what a shell puts in."""
-    found = [shlex.split(line) for line in commands(page) if "verl.trainer.main_ppo" in line]
-    return [command for command in found if "--config-name" in command and "$@" not in command]
-
-
-@pytest.mark.parametrize("name", COMPOSED)
-def test_a_run_that_is_shown_composes_and_passes_the_checks(name):
-    (command,) = run_commands(ROOT / name)
-    check_run(compose_command([word for word in command if word != "..."]))
-
-
-def test_no_page_has_a_run_command_that_nothing_checks():
-    pages = {page_id(page) for page in PAGES if any("verl.trainer.main_ppo" in line for line in commands(page))}
-    assert pages == {*COMPOSED, "docs/gpu.md", "docs/custom_task.md"}
-
-
-NEED_A_NETWORK_OR_MACHINES = ("docker", "ray", "wandb", "hf", "uv", "git", "MAX_JOBS")
-"""First words of commands that no test here can make."""
-
-
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_a_page_with_commands_that_no_test_makes_says_what_was_not_run(page):
-    text = page.read_text()
-    blocks = [block for language, block in FENCE.findall(text) if language in ("bash", "sh", "shell")]
-    words = {re.match(r"\s*(\w*)", line)[1] for block in blocks for line in block.splitlines()}
-    assert words.isdisjoint(NEED_A_NETWORK_OR_MACHINES) or "not run" in text.lower()
