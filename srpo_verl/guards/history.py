@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import median
 from typing import Any
 
@@ -16,6 +16,9 @@ EARLY = 10
 
 RECENT = 3
 """What it is compared with: the median of this many last values, so that a single step decides nothing."""
+
+BEFORE, AFTER = 20, 10
+"""A slow fall: the mean of the last AFTER values against the best mean of BEFORE that the run has had."""
 
 VALIDATION = "validation accuracy"
 """The series of validations; no metric's name."""
@@ -35,6 +38,7 @@ WATCHED = frozenset(
         "srpo/frac_all_failed_groups",
         "srpo/frac_correct",
         "srpo/frac_credit",
+        "srpo/frac_false_success",
         "srpo/frac_format_ok",
         "srpo/frac_grpo",
         "srpo/frac_sdpo",
@@ -77,14 +81,26 @@ class Series:
         Differences leave a trend out. 1.4826 makes a median deviation a standard deviation, sqrt(2) undoes the
         difference, 1.2533 is the loss of a median against a mean (normal noise).
         """
-        last = self.values[-4 * EARLY :]
-        steps = [abs(one - other) for one, other in pairwise(last)]
-        return 1.4826 * median(steps) / math.sqrt(2) * 1.2533 / math.sqrt(RECENT) if steps else math.inf
+        return self._deviation(4 * EARLY) * 1.2533 / math.sqrt(RECENT)
+
+    def _deviation(self, count: int) -> float:
+        """Robust standard deviation of one of the last `count` values."""
+        steps = [abs(one - other) for one, other in pairwise(self.values[-count:])]
+        return 1.4826 * median(steps) / math.sqrt(2) if steps else math.inf
 
     def best_recent(self) -> float:
         """The largest `recent` that the series has ever had; the whole series, where it is shorter than one."""
         ends = range(min(RECENT, len(self)), len(self) + 1)
         return max(median(self.values[max(0, end - RECENT) : end]) for end in ends)
+
+    def slow_fall(self) -> tuple[float, float, float] | None:
+        """Best mean of BEFORE values, mean of the last AFTER, standard error of their difference; None: too few."""
+        if len(self) < BEFORE + AFTER:
+            return None
+        sums = [0.0, *accumulate(self.values)]
+        best = max(end - start for start, end in zip(sums, sums[BEFORE:], strict=False)) / BEFORE
+        error = self._deviation(100) * math.sqrt(1 / BEFORE + 1 / AFTER)
+        return best, (sums[-1] - sums[-1 - AFTER]) / AFTER, error
 
     def streak(self, value: float) -> int:
         """How many last values equal `value`."""

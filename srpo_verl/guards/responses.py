@@ -34,15 +34,18 @@ def compression(responses: Sequence[Sequence[int]]) -> float | None:
 
 
 def response_metrics(
-    responses: Sequence[Any], verdicts: Sequence[Mapping[str, Any]], max_tokens: int
+    responses: Sequence[Any], verdicts: Sequence[Mapping[str, Any]], successes: Sequence[bool], max_tokens: int
 ) -> dict[str, float]:
     """Repetition, the length limit, and where the verifier gives `acc` or `format_ok` for every row, their means.
+
+    With `acc` for every row also the share of the successes whose `acc` is 0: wrong, and shown as solutions.
 
     veRL's `response_length/clip_ratio` is the share of responses as long as the longest of the step.
 
     Args:
         responses: token ids of each row, as lists or tensors.
         verdicts: the verifier's extra information on each row.
+        successes: whether each row's reward reaches the threshold.
         max_tokens: limit of a response.
     """
     metrics = {
@@ -50,10 +53,23 @@ def response_metrics(
         "srpo/frac_at_length_limit": sum(len(response) >= max_tokens for response in responses) / len(responses),
     }
     for name, key in (("srpo/accuracy", "acc"), ("srpo/frac_format_ok", "format_ok")):
-        values = [verdict.get(key) for verdict in verdicts]
-        numbers = [float(value) for value in values if isinstance(value, bool | int | float)]
-        metrics[name] = sum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None
+        metrics[name] = _mean(_numbers(verdicts, key))
+    accuracies = _numbers(verdicts, "acc")
+    metrics["srpo/frac_false_success"] = _mean(
+        [accuracy == 0 for accuracy, success in zip(accuracies, successes, strict=False) if success]
+    )
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def _numbers(verdicts: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """Of every row, or nothing."""
+    values = [verdict.get(key) for verdict in verdicts]
+    numbers = [float(value) for value in values if isinstance(value, bool | int | float)]
+    return numbers if len(numbers) == len(values) else []
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _plain(response: Any) -> list[int]:

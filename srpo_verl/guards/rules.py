@@ -6,6 +6,7 @@ standard deviations of the recent level.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -19,8 +20,13 @@ ENTROPY_GROWTH, ENTROPY_RISE = 2.0, 0.3
 """Entropy rises without bound: by this factor and by so many nats per token."""
 FORMAT_LOSS, HOLDS = 0.1, 0.05
 """Loss of well-formed responses while the reward is not lower than by HOLDS."""
-ACCURACY_LOSS = 0.08
-"""Loss of training accuracy against the best level so far."""
+FALSE_SUCCESS = 0.2
+"""Share of the rewarded responses that the verifier calls wrong."""
+ACCURACY_LOSS, SLOW_LOSS = 0.08, 0.05
+"""Loss of training accuracy against the best level so far, within steps and over tens of them."""
+SLOW_ERRORS = 3.5
+"""Standard errors of a slow loss that are no chance: two of a hundred runs of 100 steps without any trend exceed them
+once. The best of more windows is further from their mean, so that every doubling of the steps asks for 0.7 more."""
 PARTING = 0.15
 """Growth of the difference between training and validation accuracy."""
 GAIN, MASTERED = 0.03, 0.9
@@ -170,6 +176,19 @@ def well_formed(history: History, settings: Settings) -> Sign | None:
     )
 
 
+def success(history: History, settings: Settings) -> Sign | None:
+    """A reward that calls success what the verifier calls wrong, from the first steps on."""
+    false = history["srpo/frac_false_success"]
+    if len(false) < RECENT or false.recent() < FALSE_SUCCESS:
+        return None
+    return Sign(
+        f"of the responses whose reward reaches srpo.success_threshold {false.recent():.0%} are wrong by "
+        "the verifier's own acc",
+        "the teacher is shown wrong solutions as often: raise srpo.success_threshold above what the reward pays "
+        "without the right answer",
+    )
+
+
 def accuracy(history: History, settings: Settings) -> Sign | None:
     """Training accuracy falling from what it had reached."""
     values = _accuracy(history)
@@ -178,7 +197,12 @@ def accuracy(history: History, settings: Settings) -> Sign | None:
     best, recent = values.best_recent(), values.recent()
     # The best of many levels is above their mean by chance alone, hence twice the noise.
     if best - recent < max(ACCURACY_LOSS, 2 * NOISES * values.noise()):
-        return None
+        slow = values.slow_fall()
+        if slow is None:
+            return None
+        best, recent, error = slow
+        if best - recent < max(SLOW_LOSS, (SLOW_ERRORS + 0.7 * math.log2(max(len(values), 100) / 100)) * error):
+            return None
     return Sign(
         f"training accuracy has fallen from {best:.0%} to {recent:.0%}",
         "use the best checkpoint; lower actor.optim.lr",
@@ -300,6 +324,7 @@ RULES: dict[str, Rule] = {
     "repetition": repetition,
     "entropy": entropy,
     "format": well_formed,
+    "success": success,
     "accuracy": accuracy,
     "overfitting": overfitting,
     "distillation": distillation,

@@ -129,7 +129,9 @@ class SrpoTrainer(TimedTrainer, GuardedTrainer):
         self._sample = self._choose_sample(rollouts, routed)
         metrics.update(routed.metrics)
         limit = self.config.actor_rollout_ref.rollout.response_length
-        metrics.update(response_metrics(rollouts.responses, rollouts.verdicts, limit))
+        metrics.update(
+            response_metrics(rollouts.responses, rollouts.verdicts, routed.routing.correct_B.tolist(), limit)
+        )
         if self.actor_rollout_wg.world_size == 1:
             batch = self._fill_up(batch, metrics, *args, **kwargs)
         else:

@@ -5,7 +5,18 @@ import pytest
 from srpo_verl.config.schema import default_values, parse
 from srpo_verl.errors import ConfigError
 
-GUARDS = ["length", "repetition", "entropy", "format", "accuracy", "overfitting", "distillation", "teacher", "reward"]
+GUARDS = [
+    "length",
+    "repetition",
+    "entropy",
+    "format",
+    "success",
+    "accuracy",
+    "overfitting",
+    "distillation",
+    "teacher",
+    "reward",
+]
 DEFAULTS = {
     "srpo.routing": "sample",
     "srpo.success_threshold": 0.5,

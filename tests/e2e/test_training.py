@@ -20,6 +20,7 @@ METRICS = [
     "srpo/response_compression",
     "srpo/frac_at_length_limit",
     "srpo/accuracy",
+    "srpo/frac_false_success",
     *(f"srpo/guard_{name}" for name in RULES),
     "srpo/frac_correct",
     "srpo/frac_sdpo",

@@ -20,6 +20,7 @@ def healthy(step, rng, steps=200):
     metrics = {
         "srpo/frac_correct": accuracy,
         "srpo/accuracy": accuracy,
+        "srpo/frac_false_success": max(0.0, rng.gauss(0.02, 0.02)),
         "srpo/frac_format_ok": min(1.0, 0.9 + 0.1 * done + rng.gauss(0, 0.01)),
         "response_length/mean": 300 * (1 + done / 3) * (1 + rng.gauss(0, 0.05)),
         "srpo/frac_at_length_limit": max(0.0, rng.gauss(0.02, 0.01)),
@@ -65,7 +66,7 @@ def spoilt(name, function):
     return lambda step, metrics: {name: function(step, metrics[name])} if step >= 80 else {}
 
 
-FROM_THE_START = {"distillation", "teacher", "reward"}
+FROM_THE_START = {"distillation", "success", "teacher", "reward"}
 CASES = {
     "nonfinite": spoilt("srpo/nonfinite_steps", lambda step, value: step - 79),
     "length": spoilt("response_length/mean", lambda step, value: value * ramp(step, 80, 1, 5)),
@@ -75,6 +76,8 @@ CASES = {
     "entropy": spoilt("actor/entropy", lambda step, value: value * ramp(step, 80, 1, 0.001)),
     "entropy, rising": spoilt("actor/entropy", lambda step, value: value + ramp(step, 80, 0, 4)),
     "format": spoilt("srpo/frac_format_ok", lambda step, value: ramp(step, 80, 0.97, 0.3)),
+    "success": lambda step, metrics: {"srpo/frac_false_success": 0.3},
+    "accuracy, slowly": spoilt("srpo/accuracy", lambda step, value: value - ramp(step, 80, 0, 0.6, over=60)),
     "accuracy": spoilt("srpo/accuracy", lambda step, value: value - ramp(step, 80, 0, 0.6)),
     "overfitting": lambda step, metrics: (
         {"val-core/math/acc/mean@16": metrics["val-core/math/acc/mean@16"] - ramp(step, 80, 0, 0.4)}
@@ -187,10 +190,13 @@ def test_compression_tells_repetition_from_text():
 
 def test_the_verifiers_words_count_only_where_every_row_has_them():
     verdicts = [{"acc": 1.0, "format_ok": True}, {"acc": 0.0, "format_ok": False}]
-    metrics = response_metrics([[1, 2], [3]], verdicts, 2)
+    metrics = response_metrics([[1, 2], [3]], verdicts, [True, True], 2)
     assert metrics["srpo/frac_at_length_limit"] == 0.5
     assert (metrics["srpo/accuracy"], metrics["srpo/frac_format_ok"]) == (0.5, 0.5)
-    assert response_metrics([[1, 2], [3]], [{"acc": 1.0}, {}], 2).keys() == {
+    assert metrics["srpo/frac_false_success"] == 0.5
+    assert response_metrics([[1, 2], [3]], verdicts, [True, False], 2)["srpo/frac_false_success"] == 0
+    assert "srpo/frac_false_success" not in response_metrics([[1, 2], [3]], verdicts, [False, False], 2)
+    assert response_metrics([[1, 2], [3]], [{"acc": 1.0}, {}], [True, True], 2).keys() == {
         "srpo/response_compression",
         "srpo/frac_at_length_limit",
     }
