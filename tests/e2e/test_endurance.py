@@ -12,10 +12,7 @@ from srpo_verl.guards import RULES
 from srpo_verl.stopping import RESUMABLE, STOPPED
 from tests.support import read_metrics
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU platform is not active here"),
-]
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU platform is not active here")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +31,7 @@ def uninterrupted(arguments, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_step_saves_and_the_same_command_goes_on(arguments, uninterrupted, tmp_path):
     folder, log = tmp_path / "run", tmp_path / "run" / "srpo.jsonl"
     run = Started(arguments, folder)
@@ -90,6 +88,7 @@ def test_killed_at_any_moment(arguments, uninterrupted, tmp_path):
     assert not [path for path in root.iterdir() if path.name.endswith((checkpoints.REMOVED, ".part", ".tmp"))]
 
 
+@pytest.mark.slow
 def test_a_guard_stops_the_run_with_a_checkpoint(arguments, tmp_path):
     folder = tmp_path / "run"
     overrides = [

@@ -1,4 +1,4 @@
-"""The study: logs, statistics, verdicts and the findings page, on made-up curves; a small study end to end is slow."""
+"""The study: logs, statistics, verdicts and the findings page, on made-up curves; a small study from end to end."""
 
 import math
 import os
@@ -288,7 +288,6 @@ def test_a_process_that_logs_nothing_is_given_up(tmp_path, monkeypatch):
         assert run.wait(working, progress, stall_seconds=0.4) == 3
 
 
-@pytest.mark.slow
 def test_a_small_study_from_nothing(tmp_path):
     """Two methods, one task, few steps: starting model, data, veRL, logs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
