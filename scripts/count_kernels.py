@@ -21,7 +21,7 @@ from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logit
 from scripts.bench import work
 from scripts.bench.engine_calls import Case, EngineCalls
 from scripts.bench.meter import Count, Meter
-from scripts.bench.results import table
+from srpo_verl.markdown import markdown_table
 
 LAUNCH = 5e-6
 """Seconds from one kernel of PyTorch to the next, where kernels are short."""
@@ -179,9 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    print(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+    print(markdown_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
     verdicts = judge(lines, logits)
-    print("\n" + table(["limit", "at most", "counted"], [[n, f"{most:g}", f"{got:.4g}"] for n, most, got in verdicts]))
+    judged = [[name, f"{most:g}", f"{got:.4g}"] for name, most, got in verdicts]
+    print("\n" + markdown_table(["limit", "at most", "counted"], judged))
     missed = [name for name, most, got in verdicts if got > most]
     for name in missed:
         print(f"missed: {name}", file=sys.stderr)

@@ -15,9 +15,10 @@ from unittest import mock
 import torch
 
 from scripts.bench import work
-from scripts.bench.results import LIMITS, table
+from scripts.bench.results import LIMITS
 from srpo_verl.algos import device
 from srpo_verl.functional import score_teacher, token_losses, topk_support
+from srpo_verl.markdown import markdown_table
 
 PASSES = {"cpu": device.CPU, "accelerator": device.ACCELERATOR}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             most = limit(which, dtype)
             missed += [f"{name}, {which}: at most {most:g}"] if max(cpu_worst, other_worst) > most else []
     head = ["dtype", "of", "rms, CPU", "rms, accelerator", "largest, CPU", "largest, accelerator"]
-    print(table(head, lines))
+    print(markdown_table(head, lines))
     for line in missed:
         print(f"missed: {line}", file=sys.stderr)
     return 1 if args.check and missed else 0

@@ -21,6 +21,7 @@ from recipes.small_model import Sizes, training_command
 from srpo_verl.budget import mean_accuracy
 from srpo_verl.guards import Alarm, Settings, review
 from srpo_verl.guards.history import WATCHED
+from srpo_verl.markdown import markdown_table
 
 RESULTS = Path(__file__).resolve().parent / "results" / "failing"
 LOST = 0.10
@@ -129,13 +130,13 @@ def alarms(case: str, steps: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Al
 
 def table(paths: Sequence[Path]) -> str:
     """Markdown: a row for every log."""
-    lines = ["| What is wrong | seed | alarms, at step | ten points lost at step |", "|---|---|---|---|"]
+    rows = []
     for path in paths:
         header, steps = read(path)
         raised = ", ".join(f"{alarm.guard} {alarm.step}" for alarm in alarms(header["case"], steps)) or "none"
         title, lost = CASES[header["case"]].title, collapse(steps)
-        lines.append(f"| {title} | {header['seed']} | {raised} | {'not lost' if lost is None else lost} |")
-    return "\n".join(lines)
+        rows.append((title, str(header["seed"]), raised, "not lost" if lost is None else str(lost)))
+    return markdown_table(("What is wrong", "seed", "alarms, at step", "ten points lost at step"), rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from recipes.mini.best import JUDGES, Study, grid_scores
 from recipes.mini.logs import read_all
 from recipes.mini.run import ROOT
 from recipes.mini.study import RESULTS
+from srpo_verl.markdown import markdown_table
 
 PAGE = ROOT / "docs" / "findings.md"
 HYPOTHESES = Path(__file__).resolve().parent / "hypotheses.md"
@@ -64,8 +65,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     rows = list(rows)
     if all(cell == NOT_RUN for row in rows for cell in row[1:]):
         return [f"{header[0]}: {NOT_RUN}".removeprefix(": ")]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+    return markdown_table(header, rows).splitlines()
 
 
 def claims() -> dict[str, str]:

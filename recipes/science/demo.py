@@ -18,6 +18,7 @@ from recipes.runner import Training, train
 from recipes.science import make_model
 from srpo_verl.data.__main__ import main as make_data
 from srpo_verl.launch.cells import ENTRY
+from srpo_verl.markdown import markdown_table
 from srpo_verl.report.__main__ import main as report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,18 +88,19 @@ def training_command(
 
 def steps_table(metrics: dict[int, dict[str, float]]) -> str:
     """Accuracy, routing and time by training step, as Markdown."""
-    lines = [
-        "| step | training accuracy | distilled (SDPO) | GRPO | mean response tokens | s/step |",
-        "|---|---|---|---|---|---|",
+    columns = {
+        "training accuracy": ("srpo/frac_correct", ".2f"),
+        "distilled (SDPO)": ("srpo/frac_sdpo", ".2f"),
+        "GRPO": ("srpo/frac_grpo", ".2f"),
+        "mean response tokens": ("response_length/mean", ".1f"),
+        "s/step": ("timing_s/step", ".0f"),
+    }
+    rows = [
+        (str(step), *(format(values[metric], digits) for metric, digits in columns.values()))
+        for step, values in sorted(metrics.items())
+        if "srpo/frac_sdpo" in values
     ]
-    for step, values in sorted(metrics.items()):
-        if "srpo/frac_sdpo" in values:
-            lines.append(
-                f"| {step} | {values['srpo/frac_correct']:.2f} | {values['srpo/frac_sdpo']:.2f} "
-                f"| {values['srpo/frac_grpo']:.2f} | {values['response_length/mean']:.1f} "
-                f"| {values['timing_s/step']:.0f} |"
-            )
-    return "\n".join(lines)
+    return markdown_table(("step", *columns), rows)
 
 
 def mixed_steps(metrics: dict[int, dict[str, float]]) -> list[int]:

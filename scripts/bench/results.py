@@ -12,6 +12,7 @@ from typing import Any
 
 from scripts.bench.catalogue import IMPLEMENTATIONS
 from scripts.bench.work import STAGES
+from srpo_verl.markdown import markdown_table
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -217,10 +218,6 @@ def _short(value: Any) -> Any:
 # --- Markdown --------------------------------------------------------------------------------------------------------
 
 
-def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
-
-
 def _number(value: float | None, pattern: str = ".3g") -> str:
     return "" if value is None else format(value, pattern)
 
@@ -246,7 +243,7 @@ def phases_table(rows: Sequence[Row]) -> str:
         distance = _number(row.seconds / max(limits), ".1f") if limits else ""
         lines.append([dtype, str(tokens), name, *times, _number(row.bytes_limit), _number(row.exp_limit), distance])
     head = ["dtype", "N", "phase", "SRPO, s", "eager, s", "SRPO / eager", "bytes, s", "exp, s", "SRPO / larger limit"]
-    return table(head, lines)
+    return markdown_table(head, lines)
 
 
 def implementations_table(rows: Sequence[Row], not_run: dict[tuple[str, int, str], str]) -> str:
@@ -262,11 +259,11 @@ def implementations_table(rows: Sequence[Row], not_run: dict[tuple[str, int, str
         lines.append([dtype, str(tokens), name, IMPLEMENTATIONS[name].computes, f"not run: {reason}", *[""] * 4])
     lines.sort(key=lambda line: (line[0], int(line[1])))
     head = ["dtype", "N", "implementation", "computes", "s", "SRPO / this", "extra memory / logits"]
-    return table([*head, "gradient error", "entropy error, nats"], lines)
+    return markdown_table([*head, "gradient error", "entropy error, nats"], lines)
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> str:
-    return table(
+    return markdown_table(
         ["limit", "at most", "worst measured", "where", "holds"],
         [[v.name, _number(v.limit), _number(v.worst), v.where, "yes" if v.holds else "no"] for v in verdicts],
     )

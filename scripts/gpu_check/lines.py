@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from srpo_verl.markdown import markdown_table
+
 PASS, FAIL, INACTIVE = "PASS", "FAIL", "INACTIVE"
 
 
@@ -48,10 +50,10 @@ def as_json(machine: Mapping[str, Any], lines: Iterable[Line]) -> dict[str, Any]
 
 def as_markdown(machine: Mapping[str, Any], lines: Iterable[Line]) -> str:
     """A heading with the machine, and a row per line."""
-    rows = ["| Part | Check | | Figures | |", "|---|---|---|---|---|"]
-    for line in lines:
-        figures = ", ".join(f"{key} {value:.4g}" for key, value in line.figures.items())
-        cells = (line.part, line.name, line.status, figures, line.detail)
-        rows.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    rows = [
+        (line.part, line.name, line.status, ", ".join(f"{k} {v:.4g}" for k, v in line.figures.items()), line.detail)
+        for line in lines
+    ]
+    table = markdown_table(("Part", "Check", "", "Figures", ""), rows)
     told = [f"* {key}: {value}" for key, value in machine.items()]
-    return "\n".join(["# Check of a machine", "", *told, "", *rows, ""])
+    return "\n".join(["# Check of a machine", "", *told, "", table, ""])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from srpo_verl.markdown import markdown_table
 from srpo_verl.report.run import Run
 from srpo_verl.report.tables import Ablation, TaskTable
 
@@ -33,13 +34,6 @@ def short_table(tables: Sequence[TaskTable]) -> str:
         rows = [[label, str(table.seeds[label]), *map(str, cells)] for label, cells in table.rows.items()]
         blocks.append(aligned([table.title, "runs", *table.columns], rows, left=1))
     return "\n\n".join(blocks)
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(header), line(["---"] * len(header)), *(line(row) for row in rows)])
 
 
 def summary(

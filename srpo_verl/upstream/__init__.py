@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from srpo_verl.markdown import markdown_table
 from srpo_verl.upstream.points import IMPORTED, OVERRIDDEN, RELIED_ON
 from srpo_verl.upstream.source import Source
 
@@ -53,7 +54,7 @@ def compare(source: Source) -> list[Difference]:
 
 def overridden_table() -> str:
     """OVERRIDDEN as the Markdown table of docs/upstream.md; methods with the same reason share a row."""
-    rows = ["| Class | veRL's | Method | Why |", "|---|---|---|---|"]
+    rows = []
     for ours, methods in OVERRIDDEN.items():
         by_reason: dict[tuple[str, str], list[str]] = {}
         for name, why in methods.items():
@@ -61,6 +62,6 @@ def overridden_table() -> str:
             by_reason.setdefault((base, why), []).append(f"`{method}`")
         shown = f"`{ours.partition(':')[2]}`"
         for (base, why), names in by_reason.items():
-            rows.append(f"| {shown} | `{base}` | {', '.join(names)} | {why} |")
+            rows.append((shown, f"`{base}`", ", ".join(names), why))
             shown = ""
-    return "\n".join(rows)
+    return markdown_table(("Class", "veRL's", "Method", "Why"), rows)

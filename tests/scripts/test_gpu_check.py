@@ -124,7 +124,7 @@ def test_an_error_is_a_failure_with_its_first_words(capsys):
 
 def test_the_table_survives_a_bar():
     lines = [Line("p", "a|b", PASS, "c|d", {"x": 0.123456})]
-    assert as_markdown({"device": "cpu"}, lines).splitlines()[-1] == "| p | a/b | PASS | x 0.1235 | c/d |"
+    assert as_markdown({"device": "cpu"}, lines).splitlines()[-1] == r"| p | a\|b | PASS | x 0.1235 | c\|d |"
 
 
 # --- the update ------------------------------------------------------------------------------------------------------
