@@ -6,8 +6,9 @@ from functools import cache
 
 import pytest
 
+from srpo_verl.upstream.points import RELIED_ON
 from tests.pages import FENCE, PAGES, ROOT, page_id, prose
-from tests.test_layers import PACKAGE, SOURCES, relative
+from tests.test_layers import PACKAGE, SOURCES, TREES, relative
 
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
@@ -56,9 +57,14 @@ def find(path):
 PAIR = re.compile(r"((?:`[\w.]+`,? (?:and )?)+)(?:of|in) `((?:[\w*]+/)*\w+\.py)`")
 
 
+def pairs(page):
+    """`names` of or in `file`, wherever a line ends."""
+    return PAIR.findall(" ".join(prose(page).split()))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_what_is_said_to_be_in_a_file_is_in_it(page):
-    for names, path in PAIR.findall(prose(page).replace("\n", " ").replace("  ", " ")):
+    for names, path in pairs(page):
         file = find(path)
         assert file is not None, f"{page_id(page)}: {path}"
         for name in re.findall(r"`([\w.]+)`", names):
@@ -67,11 +73,24 @@ def test_what_is_said_to_be_in_a_file_is_in_it(page):
 
 def test_the_reader_of_names_can_fail():
     assert defined(PACKAGE / "verl_ext" / "worker.py") >= {"SrpoWorker", "SrpoWorker.update_actor", "TEACHER_TIME"}
-    found = PAIR.findall((ROOT / "CONTRIBUTING.md").read_text().replace("\n", " ").replace("  ", " "))
-    assert len(found) >= 15
+    assert len(pairs(ROOT / "CONTRIBUTING.md")) >= 20
 
 
-FOLDERS = "srpo_verl|algos|teacher|verl_ext|cpu|config|preflight|rewards|launch|recipes|scripts|tests"
+def test_every_name_of_the_five_tasks_is_looked_up():
+    """What CONTRIBUTING names of the code in them is in a file that it names, or a name of veRL that is relied on."""
+    page = ROOT / "CONTRIBUTING.md"
+    tasks = " ".join(prose(page).partition("Five changes")[2].partition("\n## ")[0].split())
+    assert tasks.count("* **") == 5
+    looked_up = {name for names, _ in pairs(page) for name in re.findall(r"`([\w.]+)`", names)}
+    looked_up |= {point.rpartition(".")[2] for point in RELIED_ON}
+    named = set(re.findall(r"`([A-Za-z_][\w.]*)`", tasks))
+    assert {name for name in named if not name.endswith(".py")} - looked_up == {"srpo"}
+    assert all(find(name) for name in named if name.endswith(".py"))
+
+
+FOLDERS = "|".join(
+    ["srpo_verl", "recipes", "scripts", "tests", *sorted({p.parent.name for p in PACKAGE.glob("*/*.py")})]
+)
 MENTION = re.compile(rf"`((?:{FOLDERS})/[\w/.-]+\.\w+)`")
 
 
@@ -79,6 +98,10 @@ MENTION = re.compile(rf"`((?:{FOLDERS})/[\w/.-]+\.\w+)`")
 def test_every_file_that_is_named_exists(page):
     for path in MENTION.findall(prose(page)):
         assert find(path) is not None, f"{page_id(page)}: {path}"
+    for name in set(re.findall(r"`(\w+\.py)`", prose(page))) - {"my_task.py", "my_tools.py"}:
+        assert (ROOT / name).exists() or any(list((ROOT / tree).rglob(name)) for tree in TREES), (
+            f"{page_id(page)}: {name}"
+        )
 
 
 def test_the_map_of_files_is_complete():
