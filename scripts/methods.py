@@ -13,23 +13,27 @@ from pathlib import Path
 from hydra import compose, initialize_config_module
 
 from srpo_verl.algos.routings import ROUTINGS
-from srpo_verl.config.command_line import named
+from srpo_verl.config.methods import methods, named
 from srpo_verl.config.schema import SrpoConfig, default_values, parse
+from srpo_verl.markdown import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 START, END = "<!-- written by python -m scripts.methods -->\n", "<!-- end -->\n"
-HEADER = ("method", "g", "d", "weights", "demonstrations", "schedule", "credit")
+HEADER = ("method", "called", "g", "d", "weights", "demonstrations", "schedule", "credit")
 
 
 def table() -> str:
     """The table as Markdown."""
+    configured, rows = named(), []
     with initialize_config_module(config_module="srpo_verl.config", version_base=None):
-        methods = {f"`{name}`": parse(compose(name).srpo) for name in named()}
-    for routing in sorted(ROUTINGS.keys() - {config.routing for config in methods.values()}):
-        methods[f"`srpo.routing={routing}`"] = parse({**default_values(), "routing": routing})
-    rows = [(name, *cells(config)) for name, config in methods.items()]
-    lines = [HEADER, ("---",) * len(HEADER), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        for method in methods():
+            if method.name in configured:
+                name, config = method.name, parse(compose(method.name).srpo)
+            else:
+                name = f"srpo.routing={method.name}"
+                config = parse({**default_values(), "routing": method.name})
+            rows.append((f"`{name}`", method.title, *cells(config)))
+    return markdown_table(HEADER, rows) + "\n"
 
 
 def cells(config: SrpoConfig) -> tuple[str, ...]:

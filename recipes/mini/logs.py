@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.mini.plan import Cell
+from recipes.mini.plan import METHODS, Cell
 from srpo_verl.guards.history import WATCHED
 from srpo_verl.whole_file import write_whole
 
@@ -62,7 +62,7 @@ def write(path: Path, cell: Cell, header: Mapping[str, Any], steps: Mapping[int,
     groups: dict[tuple[int, ...], dict[str, list[float | None]]] = defaultdict(dict)
     for name, values in sorted(series.items()):
         groups[tuple(values)][name] = list(values.values())
-    lines = [json.dumps({"cell": asdict(cell), **header})]
+    lines = [json.dumps({"cell": asdict(cell), "title": METHODS[cell.method].title, **header})]
     lines += [
         json.dumps({"steps": at, "metrics": metrics}, separators=(",", ":")) for at, metrics in sorted(groups.items())
     ]

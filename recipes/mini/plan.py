@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from srpo_verl.config.methods import title_of
+
 PROMPTS = 8
 """Of a step; each has the configurations' 8 rollouts."""
 
@@ -31,41 +33,48 @@ ONE_TASK = "sums4"
 class Method:
     """A named configuration, possibly with overrides."""
 
-    title: str
     config: str
     overrides: tuple[str, ...] = ()
+    title: str = ""
+    """As people call it; the configuration's, unless overrides make another method of it."""
     has_teacher: bool = True
     distils: bool = True
     """Compares distributions, so that it takes a support."""
     rate_of: str | None = None
     """The method whose learning rate it takes; None: it has a grid of its own."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or title_of(self.config))
+
 
 METHODS = {
-    "grpo": Method("GRPO", "grpo", has_teacher=False, distils=False),
-    "sdpo": Method("SDPO", "sdpo"),
-    "srpo": Method("SRPO", "srpo"),
-    "handover": Method("hand-over", "srpo_handover"),
-    "srpo_no_dw": Method("SRPO without weights", "srpo_no_dw", rate_of="srpo"),
-    "advantage_mix": Method("Advantage Mix", "advantage_mix", rate_of="srpo"),
+    "grpo": Method("grpo", has_teacher=False, distils=False),
+    "sdpo": Method("sdpo"),
+    "srpo": Method("srpo"),
+    "handover": Method("srpo_handover"),
+    "srpo_no_dw": Method("srpo_no_dw", rate_of="srpo"),
+    "advantage_mix": Method("advantage_mix", rate_of="srpo"),
     "handover_blind": Method(
-        "hand-over, teacher without sibling", "srpo_handover", ("srpo.demonstration.show=false",), rate_of="handover"
+        "srpo_handover",
+        ("srpo.demonstration.show=false",),
+        title=f"{title_of('srpo_handover')}, teacher without sibling",
+        rate_of="handover",
     ),
-    "sdpo_correct_only": Method("SDPO, correct only", "sdpo_correct_only", rate_of="sdpo"),
-    "sdpo_failed_only": Method("SDPO, failed only", "sdpo_failed_only", rate_of="sdpo"),
-    "keep_negative": Method("SRPO, negatives kept", "srpo", ("srpo.routing=keep_negative",), rate_of="srpo"),
+    "sdpo_correct_only": Method("sdpo_correct_only", rate_of="sdpo"),
+    "sdpo_failed_only": Method("sdpo_failed_only", rate_of="sdpo"),
+    "keep_negative": Method("srpo", ("srpo.routing=keep_negative",), title=title_of("keep_negative"), rate_of="srpo"),
     "fixed_negative": Method(
-        "fixed negative advantage",
         "grpo",
         ("srpo.routing=fixed_negative",),
+        title=title_of("fixed_negative"),
         has_teacher=False,
         distils=False,
         rate_of="grpo",
     ),
-    "rlsd": Method("RLSD", "rlsd", distils=False, rate_of="grpo"),
-    "sc_sdpo": Method("SC-SDPO", "sc_sdpo", rate_of="sdpo"),
-    "anneal": Method("SRPO, annealed", "srpo_anneal", rate_of="srpo"),
-    "memory": Method("SRPO, success memory", "srpo_memory", rate_of="srpo"),
+    "rlsd": Method("rlsd", distils=False, rate_of="grpo"),
+    "sc_sdpo": Method("sc_sdpo", rate_of="sdpo"),
+    "anneal": Method("srpo_anneal", rate_of="srpo"),
+    "memory": Method("srpo_memory", rate_of="srpo"),
 }
 MAIN = ("grpo", "sdpo", "srpo", "handover")
 """On all tasks, each with a grid of its own."""

@@ -16,10 +16,11 @@ from recipes.quickstart import task
 from recipes.quickstart.make_data import make_data
 from recipes.runner import train
 from recipes.small_model import Sizes, training_command
+from srpo_verl.config import methods
 from srpo_verl.report.__main__ import main as report
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = ("srpo", "grpo", "sdpo", "srpo_no_dw", "advantage_mix", "sdpo_correct_only", "sdpo_failed_only")
+METHODS = methods.PAPER
 HELD_OUT = "val-core/last_digit/acc/mean@1"
 
 

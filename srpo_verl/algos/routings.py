@@ -49,6 +49,7 @@ class Rule:
     grpo: str  # g as a formula; z = (1 - c) m
     sdpo: str  # d as a formula
     about: str
+    title: str = ""  # as people call it, where no configuration has it (config/methods.py)
 
 
 def _none(rows: Rows) -> Shares:
@@ -101,12 +102,15 @@ ROUTINGS: dict[str, Rule] = {
     "handover": Rule(
         _handover, "1 - z (1 - p)", "z (1 - p)", "SRPO whose failures pass to the reward as a prompt gets mastered"
     ),
-    "keep_negative": Rule(_keep_negative, "1", "z", "SRPO whose distilled rows keep their negative advantage"),
+    "keep_negative": Rule(
+        _keep_negative, "1", "z", "SRPO whose distilled rows keep their negative advantage", "SRPO, negatives kept"
+    ),
     "fixed_negative": Rule(
         _fixed_negative,
         "1",
         "0",
         "control: failed rows with a correct sibling get one fixed negative advantage, and there is no teacher",
+        "fixed negative advantage",
     ),
 }
 

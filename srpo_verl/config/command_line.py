@@ -8,24 +8,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib.resources import files
-from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from srpo_verl.config.methods import BASE, named
 from srpo_verl.config.schema import check_key
 from srpo_verl.errors import ConfigError
 
 CONFIG_PATH = "pkg://srpo_verl.config"
-BASE = "base"
-"""The file that all named configurations are made from."""
-
-
-def named() -> list[str]:
-    """The named configurations: SRPO, then the others by name."""
-    found = {Path(str(path)).stem for path in files("srpo_verl.config").iterdir() if str(path).endswith(".yaml")}
-    return sorted(found - {BASE}, key=lambda name: (name != "srpo", name))
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from srpo_verl.algos.routings import ROUTINGS, effects_of, is_own
 from srpo_verl.algos.schedule import distillation_coefficient
 from srpo_verl.config.demonstration import DemonstrationConfig, read_demonstration
 from srpo_verl.config.endurance import CheckpointsConfig, GuardsConfig, read_checkpoints, read_guards
-from srpo_verl.config.values import choice, flag, increasing, integer, number
+from srpo_verl.config.values import choice, flag, flatten, increasing, integer, number
 from srpo_verl.errors import ConfigError
 
 TEACHER_KINDS = ("ema", "frozen", "live")
@@ -256,9 +256,9 @@ def _check_effective(values: Mapping, config: SrpoConfig) -> None:
             refuse(f"teacher_ratio.{key}", "with srpo.credit=none (it needs credit=teacher_ratio)")
     idle = [] if config.distils else ["distillation", "weighting"]
     idle += [] if config.uses_teacher else ["schedule", "teacher", "demonstration"]
-    for key in as_flat_dict(defaults, ""):
-        if key.split(".")[1] in idle:
-            refuse(key.removeprefix("."), f"with srpo.routing={config.routing}")
+    for key in flatten(defaults):
+        if key.split(".")[0] in idle:
+            refuse(key, f"with srpo.routing={config.routing}")
     for routing, key in (("advantage_mix", "lambda"), ("fixed_negative", "advantage")):
         if config.routing in ROUTINGS and config.routing != routing:
             refuse(f"{routing}.{key}", f"with srpo.routing={config.routing} (it needs routing={routing})")
@@ -328,14 +328,3 @@ def _routing(value: Any) -> str:
         names = ", ".join(ROUTINGS)
         raise ConfigError("srpo.routing", value, f"has to be one of {names}, or module:function for one of your own")
     return value
-
-
-def as_flat_dict(config: Any, prefix: str = "srpo") -> dict[str, Any]:
-    """All leaf keys of a nested mapping as dotted names, for documentation and tests."""
-    flat: dict[str, Any] = {}
-    for key, value in _plain(config).items():
-        if isinstance(value, Mapping):
-            flat.update(as_flat_dict(value, f"{prefix}.{key}"))
-        else:
-            flat[f"{prefix}.{key}"] = value
-    return flat

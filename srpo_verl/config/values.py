@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from sys import float_info
 from typing import Any
@@ -66,3 +67,14 @@ def increasing(key: str, value: Any) -> tuple[float, ...]:
     if any(one >= other for one, other in pairwise(numbers)):
         raise ConfigError(key, value, wanted)
     return tuple(numbers)
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

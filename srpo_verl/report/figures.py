@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from srpo_verl.config.methods import title_of
 from srpo_verl.report.charts import Bars, Line, Panel
 from srpo_verl.report.groups import ROLLING_STEPS, Curve, Group
 from srpo_verl.report.paper import BUDGETS_H
@@ -45,17 +46,18 @@ class Figure:
 class Colors:
     """A colour per label, the same in every figure: by method, so that SRPO is blue in every report."""
 
-    FIXED = ("SRPO", "GRPO", "SDPO", "SRPO without weights", "Advantage Mix", "hand-over")
+    FIXED = ("srpo", "grpo", "sdpo", "srpo_no_dw", "advantage_mix", "srpo_handover")
     COUNT = 12
 
     def __init__(self, groups: Sequence[Group]):
         self._of: dict[str, int] = {}
+        fixed = [title_of(name) for name in self.FIXED]
         for group in groups:
             if group.label in self._of:
                 continue
             free = [color for color in range(self.COUNT) if color not in self._of.values()]
-            own = self.FIXED.index(group.method) if group.method in self.FIXED else None
-            others = [color for color in free if color >= len(self.FIXED)] or free or [len(self._of) % self.COUNT]
+            own = fixed.index(group.method) if group.method in fixed else None
+            others = [color for color in free if color >= len(fixed)] or free or [len(self._of) % self.COUNT]
             self._of[group.label] = own if own is not None and own in free else others[0]
 
     def __getitem__(self, label: str) -> int:
@@ -145,10 +147,10 @@ def learning_curves(groups: Sequence[Group], colors: Colors) -> list[Panel] | st
 
 
 def sdpo_variants(groups: Sequence[Group], colors: Colors) -> list[Panel] | str:
-    wanted = ("SDPO", "SDPO, correct only", "SDPO, failed only")
-    present = [group for group in groups if group.method in wanted]
+    wanted = ("sdpo", "sdpo_correct_only", "sdpo_failed_only")
+    present = [group for group in groups if group.method in map(title_of, wanted)]
     if len({group.method for group in present}) < 2:
-        return "runs of at least two of sdpo, sdpo_correct_only, sdpo_failed_only"
+        return f"runs of at least two of {', '.join(wanted)}"
     return _joined(
         training_accuracy(present, colors),
         _validation_panels(present, colors, in_hours=False),

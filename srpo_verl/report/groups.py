@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srpo_verl.report.identity import TITLES, label_all
+from srpo_verl.config.methods import methods
+from srpo_verl.report.identity import label_all
 from srpo_verl.report.run import Run
 
 ROLLING_STEPS = 5
 """Window, in steps, of the centred rolling mean of what is logged every step; as wide as Figure 3's."""
-
-ORDER = list(dict.fromkeys(TITLES.values()))
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Group:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """By task, then method in the order of TITLES; runs are grouped by configuration, whatever their folders."""
+    """By task, then method in the order of the registry; runs are grouped by configuration, whatever their folders."""
     by_key: dict[tuple, list[Run]] = {}
     for run in runs:
         by_key.setdefault(run.identity.key, []).append(run)
@@ -93,11 +92,10 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         for label, identity, members in zip(label_all(identities), identities, by_key.values(), strict=True)
     ]
 
-    def place(group: Group) -> tuple:
-        known = group.method in ORDER
-        return group.task, 0 if known else 1, ORDER.index(group.method) if known else group.method
-
-    return sorted(groups, key=lambda group: (*place(group)[:2], str(place(group)[2]).zfill(3), group.label))
+    places = {method.title: place for place, method in enumerate(methods())}
+    return sorted(
+        groups, key=lambda group: (group.task, places.get(group.method, len(places)), group.method, group.label)
+    )
 
 
 def centred(values: np.ndarray, window: int = ROLLING_STEPS) -> np.ndarray:

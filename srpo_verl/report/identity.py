@@ -8,37 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TITLES = {
-    "srpo": "SRPO",
-    "grpo": "GRPO",
-    "sdpo": "SDPO",
-    "srpo_no_dw": "SRPO without weights",
-    "advantage_mix": "Advantage Mix",
-    "sdpo_correct_only": "SDPO, correct only",
-    "sdpo_failed_only": "SDPO, failed only",
-    "handover": "hand-over",
-    "srpo_handover": "hand-over",
-    "handover_blind": "hand-over, teacher without sibling",
-    "keep_negative": "SRPO, negatives kept",
-    "fixed_negative": "fixed negative advantage",
-    "rlsd": "RLSD",
-    "sc_sdpo": "SC-SDPO",
-    "opsd": "OPSD",
-    "srpo_anneal": "SRPO, annealed",
-    "anneal": "SRPO, annealed",
-    "srpo_memory": "SRPO, success memory",
-    "memory": "SRPO, success memory",
-}
-"""People's names of the named configurations and of the routings without one; in the order of tables and legends."""
-
-OF_ROUTING = {
-    "sample": "srpo",
-    "none": "grpo",
-    "all": "sdpo",
-    "correct_only": "sdpo_correct_only",
-    "failed_only": "sdpo_failed_only",
-}
-"""Configuration by the values of `srpo.routing` that are not called as it is."""
+from srpo_verl.config.methods import title_of, title_of_group
+from srpo_verl.config.values import flatten
 
 BENCHMARKS = {
     "chemistry": "Chemistry",
@@ -118,7 +89,7 @@ def of_record(config: Mapping[str, Any]) -> Identity:
         if not (_is_seed(name) or name.startswith(BESIDES) or "profiler" in name)
     }
     return Identity(
-        TITLES.get(name := method_name(config["srpo"]), name),
+        title_of_group(config["srpo"]),
         _task(config["data"].get("train_files"), config["actor_rollout_ref"]["model"].get("path")),
         settings,
         seeds,
@@ -132,50 +103,16 @@ def of_cell(cell: Mapping[str, Any]) -> Identity:
     if cell.get("part") == "grid":
         # Seeds that chose the learning rate are not those that are compared.
         settings["part"] = "grid"
-    method = str(cell["method"])
-    return Identity(
-        TITLES.get(method, method), str(cell["task"]), settings, (("seed", int(cell["seed"])),), recorded=True
-    )
+    seeds = (("seed", int(cell["seed"])),)
+    title = cell.get("title") or title_of(str(cell["method"]))
+    return Identity(title, str(cell["task"]), settings, seeds, recorded=True)
 
 
 def of_name(experiment: str) -> Identity:
     """From the name of a run that recorded nothing: without a time stamp and a seed."""
     seeds = tuple(("seed", int(number)) for number in _SEED.findall(experiment)[:1])
     name = _SEED.sub("", _STAMP.sub("", experiment)) or experiment
-    return Identity(TITLES.get(name, name), seeds=seeds)
-
-
-def method_name(srpo: Mapping[str, Any]) -> str:
-    """The named configuration that the `srpo` group is one of, as far as a method goes."""
-    routing, weighting = str(srpo["routing"]), srpo["weighting"]
-    sources = list(srpo["demonstration"]["sources"])
-    if routing == "none" and srpo["credit"] == "teacher_ratio":
-        return "rlsd"
-    if routing == "all" and sources == ["reference"]:
-        return "opsd"
-    if routing == "all" and weighting["pass_rate"]:
-        return "sc_sdpo"
-    if routing == "sample":
-        if srpo["schedule"]["kind"] != "constant":
-            return "srpo_anneal"
-        if "memory" in sources:
-            return "srpo_memory"
-        if weighting["beta"] == 0:
-            return "srpo_no_dw"
-    if routing == "handover" and not srpo["demonstration"].get("show", True):
-        return "handover_blind"
-    return OF_ROUTING.get(routing, routing)
-
-
-def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    flat: dict[str, Any] = {}
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+    return Identity(title_of(name), seeds=seeds)
 
 
 def label_all(identities: Sequence[Identity]) -> list[str]:

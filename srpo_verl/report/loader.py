@@ -140,7 +140,8 @@ def _read_file(path: Path, notes: list[str]) -> _Log | None:
         records.append(_record(content, f"{path}:{number}"))
     if not records:
         return None
-    return _Log(path, records, header and header["cell"], _record_of(path, notes) if header is None else header)
+    cell = header and {**header["cell"], "title": header.get("title")}
+    return _Log(path, records, cell, _record_of(path, notes) if header is None else header)
 
 
 def _record_of(log: Path, notes: list[str]) -> Mapping[str, Any]:

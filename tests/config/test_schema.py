@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from srpo_verl.algos.routing import ROUTINGS
-from srpo_verl.config.schema import as_flat_dict, default_values, parse
+from srpo_verl.config.schema import default_values, parse
+from srpo_verl.config.values import flatten
 from srpo_verl.errors import ConfigError
 from tests.config.keys import (
     CHOICES,
@@ -29,8 +30,8 @@ from tests.config.keys import (
 
 
 def test_the_defaults_are_those_of_the_interface():
-    assert as_flat_dict(default_values()) == DEFAULTS
-    types = {key: type(value) for key, value in as_flat_dict(default_values()).items()}
+    assert flatten(default_values(), "srpo.") == DEFAULTS
+    types = {key: type(value) for key, value in flatten(default_values(), "srpo.").items()}
     assert types == {key: type(value) for key, value in DEFAULTS.items()}
 
 

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from srpo_verl.algos.routing import ROUTINGS
 from srpo_verl.config.check import check_run
-from srpo_verl.config.schema import as_flat_dict, default_values
+from srpo_verl.config.schema import default_values
+from srpo_verl.config.values import flatten
 from srpo_verl.data.benchmarks import BENCHMARKS
 from tests.config import NAMES, compose
 
@@ -86,7 +87,7 @@ def documents(line, key, value):
     return bool(tick) and bool(words) and words[0] in spellings(value)
 
 
-@pytest.mark.parametrize(("key", "value"), as_flat_dict(default_values()).items())
+@pytest.mark.parametrize(("key", "value"), flatten(default_values(), "srpo.").items())
 def test_every_key_is_documented_with_its_default(key, value):
     lines = [line for page in DOCUMENTATION for line in page.read_text().splitlines() if f"`{key}`" in line]
     assert lines, f"{key} is in none of the pages"

@@ -251,10 +251,17 @@ def test_compact_logs_are_read_and_seeds_that_chose_are_not_those_that_are_compa
         compact(tmp_path / f"sums4-srpo-seed{seed}.jsonl", seed=seed)
     compact(tmp_path / "sums4-srpo-seed100.jsonl", seed=100, part="grid")
     last = compact(tmp_path / "sums4-handover-seed0.jsonl", seed=0, method="handover")
+    blind = compact(tmp_path / "sums4-handover_blind-seed0.jsonl", seed=0, method="handover_blind")
     runs, notes = load_runs([tmp_path])
     assert notes == []
     labels = {group.label: len(group.runs) for group in group_runs(runs)}
-    assert labels == {"SRPO": 2, "SRPO, part grid": 1, "hand-over": 1}
+    assert labels == {
+        "SRPO": 2,
+        "SRPO, part grid": 1,
+        "hand-over": 1,
+        "hand-over, teacher without sibling": 1,
+    }
+    blind.unlink()
     assert runs[0].metrics == {
         0: {"val-core/mini/sums4/acc/mean@1": 0.2},
         1: {"srpo/frac_correct": 0.5, "timing_s/step": 2.0},
