@@ -78,6 +78,7 @@ def read(path: Path) -> Log:
     try:
         header, *groups = [json.loads(line) for line in path.read_text().splitlines()]
         cell = Cell(**header.pop("cell"))
+        header.pop("title", None)  # for the report, which does not know the plan
         steps: dict[int, dict[str, float]] = defaultdict(dict)
         for group in groups:
             for name, values in group["metrics"].items():
