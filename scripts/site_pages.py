@@ -26,7 +26,6 @@ MOVED = {
 }
 """Place in the repository -> place in the site, of pages that are not in docs/."""
 
-TEACHER = ("reprompt", "dialogue", "memory", "ema")
 API = {
     "rewards": ("srpo_verl.rewards", ["srpo_verl.rewards"]),
     "teacher": (

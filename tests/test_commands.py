@@ -44,7 +44,7 @@ WAYS: dict[str, RunBy | Here | NotRun] = {
     "make demo": RunBy(".ci/run: recipes.quickstart.demo"),
     "make test": RunBy(".ci/run: make test"),
     "make lint*": RunBy(".ci/run: make lint"),
-    "make docs": RunBy("Makefile: mkdocs build"),
+    "make docs": RunBy(".ci/run: make docs"),
     "make doctor": RunBy("Makefile: -m srpo_verl.doctor"),
     "make format": RunBy("Makefile: ruff format ."),
     "make test-slow": RunBy("Makefile: pytest -m slow"),

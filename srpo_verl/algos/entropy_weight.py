@@ -33,7 +33,7 @@ def entropy_weights(
         entropy_BT: full-vocabulary entropies of the teacher in nats; any shape, for instance packed (N,). Entries
             outside the mask are not read; they may be NaN.
         mask_BT: bool (or 0/1) of the same shape: the rank's share of Omega.
-        beta: >= 0; how strongly uncertain tokens are discounted. The same on every rank.
+        beta: at least 0; how strongly uncertain tokens are discounted. The same on every rank.
         floor: in [0, 1); the least that w~ can be, whatever the entropy. The same on every rank.
         process_group: the ranks whose tokens form Omega; None: this process alone.
 

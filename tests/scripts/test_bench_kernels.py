@@ -53,8 +53,8 @@ def test_command_writes_the_csv_and_the_figure(measured, rows):
     assert status == 0
     assert (out / "images" / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert list(rows[0]) == [field.name for field in fields(Row)]
-    page = (PAGE.parent / "performance" / "README.md").read_text()
-    assert all(f"`{name}`" in page for name in rows[0]), "a column that docs/performance/README.md does not name"
+    page = (PAGE.parent / "performance" / "columns.md").read_text()
+    assert all(f"`{name}`" in page for name in rows[0]), "a column that docs/performance/columns.md does not name"
 
 
 def test_every_implementation_in_every_phase(rows):
