@@ -58,7 +58,7 @@ bench: $(INSTALLED) ## time and memory of the kernels and of the update, on an i
 docs: $(INSTALLED) ## the documentation as a site, in site/
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-	@echo 'site/index.html'
+	@echo 'site/ is built; to read and search it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site'
 
 doctor: $(INSTALLED) ## is everything in place for a run?
 	$(BIN)/python -W ignore -m srpo_verl.doctor
