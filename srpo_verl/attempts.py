@@ -1,4 +1,4 @@
-"""Every attempt of a run keeps its log."""
+"""Where a run's log is, and that every attempt keeps its own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ from pathlib import Path
 
 from srpo_verl.run_files import record_path
 
+RUNS = Path("outputs")
+"""Of a run's folder, RUNS/project/experiment, in the working directory; the configurations name it as well."""
+PATH, ROOT = "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT"
+"""veRL's variables for the logger `file`."""
+
 
 def log_path(project: str, experiment: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where veRL's logger `file` will write."""
-    if "VERL_FILE_LOGGER_PATH" in environment:
-        return Path(environment["VERL_FILE_LOGGER_PATH"])
-    return Path(environment.get("VERL_FILE_LOGGER_ROOT", ".")).expanduser() / project / f"{experiment}.jsonl"
+    """Where the logger `file` writes: as veRL's variables say, else in the run's folder (`write_there`)."""
+    if PATH in environment:
+        return Path(environment[PATH])
+    if ROOT in environment:
+        return Path(environment[ROOT]).expanduser() / project / f"{experiment}.jsonl"
+    return RUNS / project / experiment / "metrics.jsonl"
+
+
+def write_there(path: Path) -> None:
+    """Let veRL's logger `file` of this process write to a path, whose folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.environ[PATH] = str(path)
 
 
 def keep_log(path: Path) -> Path | None:

@@ -1,6 +1,14 @@
 """Logs of a run that is started again and again."""
 
-from srpo_verl.attempts import keep_log, log_path
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+import srpo_verl
+from srpo_verl.attempts import RUNS, keep_log, log_path, write_there
+
+CONFIGURATIONS = Path(srpo_verl.__file__).parent / "config"
+FOLDER = f"{RUNS}/${{trainer.project_name}}/${{trainer.experiment_name}}"
 
 
 def test_every_attempt_keeps_its_log(tmp_path):
@@ -34,12 +42,25 @@ def test_the_log_is_where_veRL_writes_it(tmp_path, monkeypatch):
     for environment in (
         {"VERL_FILE_LOGGER_ROOT": str(tmp_path)},
         {"VERL_FILE_LOGGER_PATH": str(tmp_path / "own.jsonl")},
+        {},
     ):
         with monkeypatch.context() as patch:
             for name in ("VERL_FILE_LOGGER_ROOT", "VERL_FILE_LOGGER_PATH"):
                 patch.delenv(name, raising=False)
             for name, value in environment.items():
                 patch.setenv(name, value)
+            patch.chdir(tmp_path)
+            write_there(log_path("project", "experiment"))
             logger = FileLogger("project", "experiment")
             logger.finish()
-        assert log_path("project", "experiment", environment).samefile(logger.filepath)
+            assert log_path("project", "experiment", environment).samefile(logger.filepath)
+    assert (tmp_path / "outputs/project/experiment/metrics.jsonl").is_file()
+
+
+def test_the_configurations_name_the_same_folder():
+    for path in CONFIGURATIONS.glob("*.yaml"):
+        config = OmegaConf.load(path)
+        if "hydra" in config:
+            assert config._get_node("hydra").run._get_node("dir")._value().startswith(FOLDER + "/hydra/")
+    base = OmegaConf.load(CONFIGURATIONS / "base.yaml")
+    assert base.trainer._get_node("default_local_dir")._value() == FOLDER + "/checkpoints"

@@ -14,7 +14,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
 
 from srpo_verl import checkpoints
-from srpo_verl.attempts import keep_log, log_path
+from srpo_verl.attempts import keep_log, log_path, write_there
 from srpo_verl.budget import mean_accuracy
 from srpo_verl.config.guard_settings import guard_settings
 from srpo_verl.config.schema import SrpoConfig
@@ -66,7 +66,9 @@ class GuardedTrainer(PPOTrainerSync):
     def fit(self, agent_loop_manager: Any) -> None:
         settings = self.config.trainer
         if "file" in settings.logger:
-            kept = keep_log(log_path(settings.project_name, settings.experiment_name))
+            log = log_path(settings.project_name, settings.experiment_name)
+            write_there(log)
+            kept = keep_log(log)
             if kept is not None:
                 print(f"srpo_verl: the log of the earlier attempt is now {kept}", flush=True)
         take_word(self._root)

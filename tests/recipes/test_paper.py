@@ -136,7 +136,7 @@ def test_an_overlay_leads_to_the_files_that_the_data_command_writes(model, bench
         f"/d/{benchmark}/{split}.parquet" for split in ("train", "test")
     )
     # Runs of another benchmark or model never share a folder: veRL would resume one from the other's checkpoint.
-    assert config.trainer.default_local_dir == f"checkpoints/srpo-{benchmark}-{model}/srpo"
+    assert config.trainer.default_local_dir == f"outputs/srpo-{benchmark}-{model}/srpo/checkpoints"
     assert config.actor_rollout_ref.model.path in FACTS
     published = PUBLISHED[benchmark]
     header = (CONFIG / "benchmark" / f"{benchmark}.yaml").read_text()
