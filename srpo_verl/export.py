@@ -174,8 +174,8 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m srpo_verl.export",
         description="A trained checkpoint as a Hugging Face folder, in bf16.",
         epilog="examples:\n"
-        "  python -m srpo_verl export checkpoints/srpo/srpo --out model\n"
-        "  python -m srpo_verl export checkpoints/srpo/srpo/global_step_40 --out teacher --teacher",
+        "  python -m srpo_verl export outputs/srpo/srpo/checkpoints --out model\n"
+        "  python -m srpo_verl export outputs/srpo/srpo/checkpoints/global_step_40 --out teacher --teacher",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
