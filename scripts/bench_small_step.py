@@ -7,13 +7,13 @@ veRL's timings. Meant for an idle machine.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recipes.quickstart.demo import HELD_OUT, METHODS, ROOT, command_of, make_starting_model
 from recipes.quickstart.make_data import make_data
 from recipes.runner import train
+from scripts.bench.spread import spread
 
 PHASES = {
     "gen": "rollouts and rewards",
@@ -34,8 +34,7 @@ def summarize(metrics: Mapping[int, Mapping[str, float]], skip: int) -> list[tup
     for name, label in PHASES.items():
         seconds = [step[f"timing_s/{name}"] for step in steps if f"timing_s/{name}" in step]
         if seconds:
-            fifths = statistics.quantiles(seconds, n=5, method="inclusive") if len(seconds) > 1 else seconds * 4
-            rows.append((label, statistics.median(seconds), fifths[0], fifths[-1]))
+            rows.append((label, *spread(seconds)))
     return rows
 
 

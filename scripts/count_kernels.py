@@ -1,26 +1,27 @@
 """Launches, bytes, memory and synchronisations a GPU would see: ``python -m scripts.count_kernels``. Needs no GPU.
 
 Counted are the engine's own calls for one micro-batch, beside the eager path of the published code and stock veRL's
-log-probs. `scripts/bench/meter.py` says what is assumed.
+log-probs. `scripts/bench/gpu_meter.py` says what is assumed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch.overrides import TorchFunctionMode
 from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits_v2
 
-from scripts.bench import work
+from scripts.bench import implementations
 from scripts.bench.engine_calls import Case, EngineCalls
-from scripts.bench.meter import Count, Meter
+from scripts.bench.gpu_meter import Count, Meter
 from srpo_verl.markdown import markdown_table
 
 LAUNCH = 5e-6
@@ -79,25 +80,14 @@ def engine(case: Case, compile_kernels: bool = False) -> list[Line]:
     """The engine's calls over one micro-batch, and their sum."""
     name = f"engine{' compiled' if compile_kernels else ''}, {case.share:.0%} distilled".replace("%", " %")
     counts = EngineCalls(case, compile_kernels).run()
-    return [*(Line(name, call, count) for call, count in counts.items()), Line(name, "all", add(counts.values()))]
+    counts["all"] = sum(counts.values(), Count())
+    return [Line(name, call, count) for call, count in counts.items()]
 
 
-def add(counts: Any) -> Count:
-    """Calls one after the other: the peak is the largest one's, and so is the number of synchronisations."""
-    total = Count()
-    for count in counts:
-        total.launches += count.launches
-        total.read, total.written = total.read + count.read, total.written + count.written
-        total.reread += count.reread
-        total.kernels += count.kernels
-        total.peak, total.syncs = max(total.peak, count.peak), max(total.syncs, count.syncs)
-    return total
-
-
-def _inputs(case: Case) -> work.Inputs:
+def _inputs(case: Case) -> implementations.Inputs:
     student, teacher = torch.empty(2, case.tokens, case.vocab, dtype=case.dtype, device="meta")
     labels = torch.empty(case.tokens, dtype=torch.int64, device="meta")
-    return work.Inputs(student, teacher, labels, case.support)
+    return implementations.Inputs(student, teacher, labels, case.support)
 
 
 def _count(call: Callable[[], Any]) -> Count:
@@ -108,28 +98,19 @@ def _count(call: Callable[[], Any]) -> Count:
 
 def eager(case: Case, autocast: bool) -> Line:
     """The eager path from two logits tensors to the gradient, all tokens distilled."""
-
     inputs = _inputs(case)
-
-    def call() -> None:
-        clock = work.Clock(inputs.student.device)
-        if autocast:
-            with Autocast():
-                work.eager(inputs, clock)
-        else:
-            work.eager(inputs, clock)
-
-    return Line("eager path, " + ("under autocast" if autocast else "bf16 as it comes"), "all", _count(call))
+    clock = implementations.Clock(inputs.student.device)
+    with Autocast() if autocast else nullcontext():
+        count = _count(lambda: implementations.eager(inputs, clock))
+    return Line("eager path, " + ("under autocast" if autocast else "bf16 as it comes"), "all", count)
 
 
 def stock(case: Case) -> Iterator[Line]:
     """Stock veRL's log-probs without flash-attn, forward, and its entropy."""
-    inputs = _inputs(case)
-    name = "stock veRL"
-    yield Line(
-        name, "log-probs, loop over rows", _count(lambda: logprobs_from_logits_v2(inputs.student, inputs.labels))
-    )
-    yield Line(name, "entropy", _count(lambda: entropy_from_logits(inputs.student)))
+    logits, labels = _inputs(case).student, _inputs(case).labels
+    log_probs = _count(lambda: logprobs_from_logits_v2(logits, labels))
+    yield Line("stock veRL", "log-probs, loop over rows", log_probs)
+    yield Line("stock veRL", "entropy", _count(lambda: entropy_from_logits(logits)))
 
 
 def judge(lines: Sequence[Line], logits: int) -> list[tuple[str, float, float]]:
@@ -173,16 +154,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     logits = args.tokens * args.vocab
     lines = count_all(args.tokens, args.vocab, args.support)
-    rows = [line.row(logits) for line in lines]
+    rows = pd.DataFrame([line.row(logits) for line in lines])
     args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "counts.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(markdown_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+    rows.to_csv(args.out / "counts.csv", index=False)
+    print(markdown_table(list(rows), rows.astype(str).values.tolist()))
     verdicts = judge(lines, logits)
-    judged = [[name, f"{most:g}", f"{got:.4g}"] for name, most, got in verdicts]
-    print("\n" + markdown_table(["limit", "at most", "counted"], judged))
+    shown = [[name, f"{most:g}", f"{got:.4g}"] for name, most, got in verdicts]
+    print("\n" + markdown_table(["limit", "at most", "counted"], shown))
     missed = [name for name, most, got in verdicts if got > most]
     for name in missed:
         print(f"missed: {name}", file=sys.stderr)

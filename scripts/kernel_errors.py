@@ -14,8 +14,9 @@ from unittest import mock
 
 import torch
 
-from scripts.bench import work
-from scripts.bench.results import LIMITS
+from scripts.bench.float64 import exact
+from scripts.bench.implementations import ALPHA, Inputs, make_inputs
+from scripts.bench.limits import LIMITS
 from srpo_verl.algos import device
 from srpo_verl.functional import score_teacher, token_losses, topk_support
 from srpo_verl.markdown import markdown_table
@@ -29,7 +30,7 @@ AT_MOST = 2e-5
 """The largest error in nats, of either; the same limit as in `scripts.bench_kernels`, as for the gradient."""
 
 
-def computed(inputs: work.Inputs, support: torch.Tensor, passes: device.Passes) -> list[torch.Tensor]:
+def computed(inputs: Inputs, support: torch.Tensor, passes: device.Passes) -> list[torch.Tensor]:
     """QUANTITIES of every token, by the shipped functions."""
     logits = inputs.student.detach().requires_grad_()
     with mock.patch.object(device, "CPU", passes):
@@ -40,7 +41,7 @@ def computed(inputs: work.Inputs, support: torch.Tensor, passes: device.Passes) 
             distilled_N=is_distilled(inputs),
             support_SK=support[is_distilled(inputs)],
             teacher_log_probs_SK=log_q[is_distilled(inputs)],
-            alpha=work.ALPHA,
+            alpha=ALPHA,
             with_entropy=True,
         )
         total = losses.log_probs_N.sum() + losses.divergence_N.sum() + losses.entropy_N.sum()
@@ -48,26 +49,7 @@ def computed(inputs: work.Inputs, support: torch.Tensor, passes: device.Passes) 
     return [losses.log_probs_N, losses.divergence_N, losses.entropy_N, log_q, teacher_entropy, grad]
 
 
-def exact(inputs: work.Inputs, support: torch.Tensor) -> list[torch.Tensor]:
-    """The same in float64: softmax, bucket probabilities, autograd."""
-    logits, teacher = inputs.student.double().requires_grad_(), inputs.teacher.double()
-    log_p, log_q = torch.log_softmax(logits, -1), torch.log_softmax(teacher, -1)
-    entropy = torch.special.entr(log_p.exp()).sum(-1)
-    rest = torch.ones_like(logits).scatter(-1, support, 0.0)
-    p, q = (
-        torch.cat([log.exp().gather(-1, support), (log.exp() * rest).sum(-1, keepdim=True)], -1)
-        for log in (log_p, log_q)
-    )
-    m = (1.0 - work.ALPHA) * p + work.ALPHA * q
-    divergence = (1.0 - work.ALPHA) * torch.xlogy(p, p / m).sum(-1) + work.ALPHA * torch.xlogy(q, q / m).sum(-1)
-    divergence = torch.where(is_distilled(inputs), divergence, 0.0)
-    log_probs = log_p.gather(-1, inputs.labels[:, None])[:, 0]
-    (grad,) = torch.autograd.grad((log_probs + divergence + entropy).sum(), logits)
-    teacher_entropy = torch.special.entr(log_q.exp()).sum(-1)
-    return [log_probs, divergence, entropy, log_q.gather(-1, support), teacher_entropy, grad]
-
-
-def is_distilled(inputs: work.Inputs) -> torch.Tensor:
+def is_distilled(inputs: Inputs) -> torch.Tensor:
     """Two tokens of five."""
     return torch.arange(len(inputs.labels)) % 5 < 2
 
@@ -80,8 +62,8 @@ def errors(dtype: torch.dtype, seeds: int) -> dict[str, dict[str, tuple[float, f
     found: dict[str, dict[str, list[torch.Tensor]]] = {name: {which: [] for which in QUANTITIES} for name in PASSES}
     for inputs in _cases(dtype, seeds):
         support = topk_support(inputs.student, inputs.k)
-        wanted = [values.detach() for values in exact(inputs, support)]
-        scale = wanted[-1].abs().amax(-1, keepdim=True)
+        wanted = exact(inputs, support, with_entropy=True, distilled_N=is_distilled(inputs))
+        scale = wanted.grad_NV.abs().amax(-1, keepdim=True)
         for name, passes in PASSES.items():
             for which, got, want in zip(QUANTITIES, computed(inputs, support, passes), wanted, strict=True):
                 error = (got.detach().double() - want) / (scale if which == "gradient" else 1.0)
@@ -95,10 +77,10 @@ def errors(dtype: torch.dtype, seeds: int) -> dict[str, dict[str, tuple[float, f
     }
 
 
-def _cases(dtype: torch.dtype, seeds: int) -> Iterator[work.Inputs]:
+def _cases(dtype: torch.dtype, seeds: int) -> Iterator[Inputs]:
     for seed in range(seeds):
         for tokens, vocab, k in SHAPES:
-            yield work.make_inputs(tokens, vocab, k, dtype, torch.device("cpu"), seed)
+            yield make_inputs(tokens, vocab, k, dtype, torch.device("cpu"), seed)
 
 
 def limit(which: str, dtype: torch.dtype) -> float:

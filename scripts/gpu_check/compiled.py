@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from scripts.bench.work import make_inputs, srpo
+from scripts.bench.implementations import make_inputs, srpo
 from scripts.gpu_check.kernels import FULL, SMALL, accuracy, compare
 from scripts.gpu_check.lines import INACTIVE, Line, guarded
 
@@ -26,7 +26,7 @@ def run(device: torch.device, small: bool) -> Iterator[Line]:
         yield Line(PART, "all", INACTIVE, f"{lacking}, which torch.compile needs here")
         return
     sizes = SMALL if small else FULL
-    plain = partial(srpo, with_labels=True, as_engine=True)
+    plain = partial(srpo, as_engine=True)
     compiled = partial(plain, compiled=True)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")

@@ -12,20 +12,20 @@ from functools import partial
 
 import torch
 
-from scripts.bench.results import LIMITS
-from scripts.bench.work import Clock, Inputs, Result, eager, errors, make_inputs, srpo
+from scripts.bench.float64 import errors
+from scripts.bench.implementations import Clock, Inputs, Result, Run, eager, make_inputs, srpo
+from scripts.bench.limits import LIMITS
 from scripts.gpu_check.lines import FAIL, INACTIVE, Line, guarded, limited
 
 PART = "kernels"
 MEMORY_LIMIT = 0.1
 """Largest share of the eager path's memory; on a CPU it is not measured."""
 
-Implementation = Callable[[Inputs, Clock], Result]
-OURS: dict[str, Implementation] = {
+OURS: dict[str, Run] = {
     "support, teacher, divergence": srpo,
-    "the same, log-probs and gradient in place": partial(srpo, with_labels=True, as_engine=True),
+    "the same, log-probs and gradient in place": partial(srpo, as_engine=True),
 }
-EAGER: dict[str, Implementation] = {
+EAGER: dict[str, Run] = {
     "eager": eager,
     "eager in fp32": partial(eager, with_labels=True, cast=True),
 }
@@ -63,7 +63,7 @@ def run(device: torch.device, small: bool) -> Iterator[Line]:
         del inputs
 
 
-def accuracy(part: str, title: str, work: Implementation, dtype: str, inputs: Inputs) -> Line:
+def accuracy(part: str, title: str, work: Run, dtype: str, inputs: Inputs) -> Line:
     """Gradient and entropy of a few tokens against float64."""
     with_labels = "log-probs" in title
     result = work(inputs, Clock(inputs.student.device))
@@ -76,7 +76,7 @@ def accuracy(part: str, title: str, work: Implementation, dtype: str, inputs: In
 def compare(
     part: str,
     name: str,
-    implementations: Mapping[str, Implementation],
+    implementations: Mapping[str, Run],
     inputs: Inputs,
     repeats: int,
     memory_limit: float | None,

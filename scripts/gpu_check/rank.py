@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf, open_dict
 from tensordict import TensorDict
 
+from scripts.outside_ray import columns_of_rows, compose_worker, update_flags
 from srpo_verl import cpu
 
 STEPS = 2
@@ -35,15 +34,10 @@ def make_config(device: str, model: str, overrides: list[str]) -> Any:
         "srpo.teacher.ema_rate=0.3",
         *overrides,
     ]
-    with initialize_config_module(config_module="srpo_verl.config", version_base=None):
-        config = compose("srpo", given)
-    with open_dict(config):
-        config.actor_rollout_ref.srpo = OmegaConf.to_container(config.srpo)
-    OmegaConf.resolve(config)
-    return config.actor_rollout_ref
+    return compose_worker("srpo", given).actor_rollout_ref
 
 
-class Rows:
+class Rollouts:
     """The same random rollouts whatever the ranks; half of the rows failed and are distilled.
 
     `rank` and `world_size` are data-parallel: the ranks of a Ulysses group hold the same rows.
@@ -68,16 +62,9 @@ class Rows:
         from srpo_verl.verl_ext import fields
         from srpo_verl.verl_ext.nested import filler, jagged
 
-        ones = torch.ones(RESPONSE, dtype=torch.int64)
-        every = torch.cat([self.prompts, self.responses], dim=1)
+        prompts, responses = self.prompts[self.mine], self.responses[self.mine]
         teacher = torch.cat([self.reprompts, self.responses], dim=1)
-        columns = {
-            "prompts": jagged(list(self.prompts[self.mine])),
-            "responses": jagged(list(self.responses[self.mine])),
-            "response_mask": jagged([ones] * len(self.mine)),
-            "loss_mask": jagged([ones] * len(self.mine)),
-            "input_ids": jagged(list(every[self.mine])),
-            "position_ids": jagged([torch.arange(every.shape[1])] * len(self.mine)),
+        columns = columns_of_rows(prompts, responses, torch.ones_like(responses)) | {
             "advantages": jagged([self.advantages[row].expand(RESPONSE).clone() for row in self.mine]),
             fields.SDPO_ROW: self.is_sdpo[self.mine],
             fields.SDPO_SHARE: self.is_sdpo[self.mine].float(),
@@ -89,7 +76,7 @@ class Rows:
         return tu.get_tensordict(columns, non_tensor_dict={"temperature": 1.0, fields.DISTILL: True, **flags})
 
 
-def update(worker: Any, rows: Rows) -> dict[str, float]:
+def update(worker: Any, rollouts: Rollouts) -> dict[str, float]:
     """One step as the trainer makes it: old log-probs with the support, then teacher pass, update and EMA."""
     from verl.utils import tensordict_utils as tu
     from verl.workers.utils.padding import response_from_nested
@@ -99,22 +86,14 @@ def update(worker: Any, rows: Rows) -> dict[str, float]:
     from srpo_verl.verl_ext.worker import TEACHER_TIME
 
     # Of the ranks of a Ulysses group one answers.
-    answer = [
-        worker.compute_log_prob(rows.batch(calculate_entropy=True, compute_loss=False, **{fields.WANT_SUPPORT: True}))
-    ]
+    sampled = rollouts.batch(calculate_entropy=True, compute_loss=False, **{fields.WANT_SUPPORT: True})
+    answer = [worker.compute_log_prob(sampled)]
     if worker.actor.engine.use_ulysses_sp:
         torch.distributed.broadcast_object_list(answer, group=worker.actor.engine.ulysses_parallel_group, group_src=0)
     old = answer[0]
-    batch = rows.batch(
-        calculate_entropy=False,
-        global_batch_size=rows.total,
-        mini_batch_size=rows.total,
-        epochs=1,
-        seed=0,
-        dataloader_kwargs={"shuffle": False},
-    )
+    batch = rollouts.batch(**update_flags(rollouts.total))
     fresh = response_from_nested(old["log_probs"], batch["response_mask"]).unbind()
-    noisy = [value + rows.noise[row].to(value) for value, row in zip(fresh, rows.mine, strict=True)]
+    noisy = [value + rollouts.noise[row].to(value) for value, row in zip(fresh, rollouts.mine, strict=True)]
     batch["old_log_probs"] = jagged(noisy)
     batch[fields.SUPPORT] = old[fields.SUPPORT]
     updated = worker.update_actor(batch)
@@ -145,10 +124,10 @@ def main() -> None:
     worker = SrpoWorker(config=config, role="actor")
     worker.init_model()
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    rows = Rows(spec["rows"], rank // slices, world_size // slices)
-    metrics = [update(worker, rows)]
+    rollouts = Rollouts(spec["rows"], rank // slices, world_size // slices)
+    metrics = [update(worker, rollouts)]
     started = time.perf_counter()
-    metrics += [update(worker, rows) for _ in range(STEPS - 1)]
+    metrics += [update(worker, rollouts) for _ in range(STEPS - 1)]
     if on_gpu:
         torch.cuda.synchronize()
     memory = {

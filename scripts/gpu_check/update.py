@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,8 +20,9 @@ from typing import Any
 
 import torch
 
-from scripts.bench.step import make_model
+from scripts.bench.update_rounds import make_model
 from scripts.gpu_check.lines import INACTIVE, Line, guarded, limited
+from scripts.outside_ray import free_port, rank_environment
 
 PART = "update"
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,9 +159,7 @@ def differences(result: Mapping[str, Any], reference: Mapping[str, Any]) -> dict
 
 def run_case(case: Case, model: Path, rows: int, out: Path) -> dict[str, Any]:
     """Start the ranks, wait for all of them, read what the first one wrote. RuntimeError with the end of its log."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     answer, log = out / f"{case.name}.pt".replace(" ", "_"), out / f"{case.name}.log".replace(" ", "_")
     answer.unlink(missing_ok=True)
     spec = json.dumps({**asdict(case), "model": str(model), "rows": rows, "answer": str(answer)})
@@ -197,15 +195,7 @@ def wait(processes: Sequence[subprocess.Popen]) -> list[int | None]:
 
 def environment(case: Case, rank: int, port: int) -> dict[str, str]:
     """What torchrun and Ray would set: one visible GPU for each process."""
-    own = {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(case.ranks),
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    own = {**rank_environment(rank, case.ranks, port), "TOKENIZERS_PARALLELISM": "false"}
     if case.device == "cpu":
         return {**os.environ, **own, "VERL_PLATFORM": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

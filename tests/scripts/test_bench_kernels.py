@@ -2,16 +2,20 @@
 
 import csv
 import re
-from dataclasses import fields
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from scripts import bench_kernels
-from scripts.bench import results, work
-from scripts.bench.catalogue import GROWTH, IMPLEMENTATIONS, applicable
-from scripts.bench.results import LIMITS, TRAFFIC, Row, judge, make_rows, spread
+from scripts.bench import limits
+from scripts.bench.float64 import errors
+from scripts.bench.implementations import GROWTH, IMPLEMENTATIONS, STAGES, Clock, applicable, make_inputs
+from scripts.bench.kernel_rows import COLUMNS, TRAFFIC, judge, make_rows
+from scripts.bench.limits import LIMITS
+from scripts.bench.spread import spread
+from scripts.bench.time_and_memory import Case, CaseFailed, Times, peak_memory
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 NUMBERS = {"tokens", "seconds", "ratio", "ratio_p20", "ratio_p80", "bytes_limit", "exp_limit", "extra_memory"}
@@ -52,14 +56,14 @@ def test_command_writes_the_csv_and_the_figure(measured, rows):
     status, out = measured
     assert status == 0
     assert (out / "images" / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert list(rows[0]) == [field.name for field in fields(Row)]
+    assert list(rows[0]) == COLUMNS
     page = (PAGE.parent / "performance" / "columns.md").read_text()
     assert all(f"`{name}`" in page for name in rows[0]), "a column that docs/performance/columns.md does not name"
 
 
 def test_every_implementation_in_every_phase(rows):
     seen = {(row["implementation"], row["phase"]) for row in rows}
-    whole = ("srpo", "srpo_engine", "srpo_labels", "eager", "eager_labels", "eager_cast")
+    whole = ("srpo", "srpo_engine", "eager", "eager_labels", "eager_cast")
     expected = {(name, phase) for name in whole for phase in TRAFFIC}
     expected |= {("logsumexp", "teacher")} | {(f"{name}, first 5 tokens", "per_token") for name in GROWTH}
     assert seen == expected
@@ -84,71 +88,55 @@ def test_ratios_and_parts_are_consistent(rows):
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_check_fails_where_a_limit_is_missed(name, monkeypatch, tmp_path, capsys):
-    answer = {
-        "rounds": [
-            {
-                "seconds": {
-                    **{which: dict.fromkeys(work.STAGES, 0.1) for which in (*GROWTH, "srpo_labels")},
-                    **{which: dict.fromkeys(work.STAGES, 1.0) for which in ("eager", "eager_labels")},
-                    "logsumexp": {"teacher": 0.2},
-                },
-                "head": {"srpo": 0.04},
-                "copy": 1e10,
-                "exp": 1e9,
-            }
-        ],
-        "errors": dict.fromkeys(GROWTH, (1e-6, 1e-6)),
-        "not_run": {},
-        "load": 0.0,
-        "extra": {},
+    stages = {
+        **{which: dict.fromkeys(STAGES, 0.1) for which in GROWTH},
+        **{which: dict.fromkeys(STAGES, 1.0) for which in ("eager", "eager_labels")},
+        "logsumexp": {"teacher": 0.2},
     }
+    times = Times({which: [seconds] for which, seconds in stages.items()}, {"srpo": [0.04]}, [1e10], [1e9], 0.0)
+    times.errors = dict.fromkeys(GROWTH, (1e-6, 1e-6))
 
-    def worker(spec):
-        extra = dict.fromkeys(spec["implementations"], spec["tokens"])
-        return {**answer, "extra": extra if spec["mode"] == "memory" else {}}
+    def measured(measure, case, names):
+        return case.tokens if measure is peak_memory else times
 
-    monkeypatch.setattr(bench_kernels, "run_worker", worker)
+    monkeypatch.setattr(bench_kernels, "in_a_process", measured)
     arguments = ("--tokens", "1", "10", "--check")
     assert run(tmp_path, *arguments) == 0
     assert "missed" not in capsys.readouterr().err
     monkeypatch.setitem(LIMITS, name, 1e-9)
-    monkeypatch.setattr(results, "OTHER_LIMITS", {})
+    monkeypatch.setattr(limits, "OTHER_LIMITS", {})
     assert run(tmp_path, *arguments) == 1
     assert re.findall("missed: (.+) is ", capsys.readouterr().err) == [name]
     assert run(tmp_path, *arguments[:-1]) == 0
 
 
 def test_check_fails_where_nothing_was_measured(monkeypatch, tmp_path, capsys):
-    def worker(spec):
-        raise bench_kernels.CaseFailed("the process ended with -9: killed")
+    def killed(*given):
+        raise CaseFailed("the process was killed")
 
-    monkeypatch.setattr(bench_kernels, "run_worker", worker)
+    monkeypatch.setattr(bench_kernels, "in_a_process", killed)
     assert run(tmp_path, "--tokens", "4", "--check") == 1
     out, err = capsys.readouterr()
     assert err.count("(not measured)") == len(LIMITS)
-    assert "not run: the process ended with -9: killed" in out
+    assert "not run: the process was killed" in out
+
+
+def case_of(tokens, vocab=10):
+    return Case("cpu", "float32", tokens, vocab, 2, threads=1, repeats=1, head_tokens=1)
 
 
 def test_a_case_larger_than_the_memory_is_not_started():
-    case = {"tokens": 2**40, "vocab": 600, "dtype": "float32", "device": "cpu"}
-    if Path("/proc/meminfo").exists():
-        assert re.match(r"needs .* GiB are free", bench_kernels._does_not_fit(case, 0.0))
-    assert bench_kernels._does_not_fit({**case, "tokens": 1}, 0.0) is None
+    assert re.match(r"needs .* GiB are free", bench_kernels._does_not_fit(case_of(2**40, 600), 0.0))
+    assert bench_kernels._does_not_fit(case_of(1, 600), 0.0) is None
 
 
 def test_large_cases_are_judged_and_the_worst_counts():
-    case = {"device": "cpu", "dtype": "float32", "vocab": 10, "support": 2, "threads": 1, "head_tokens": 1}
-    ours, theirs = dict.fromkeys(work.STAGES, 0.1), dict.fromkeys(work.STAGES, 1.0)
+    ours, theirs = dict.fromkeys(STAGES, 0.1), dict.fromkeys(STAGES, 1.0)
     rows = []
     for tokens, factor in ((1, 9.0), (2, 2.0), (3, 1.0)):
-        seconds = {"srpo": {stage: factor * value for stage, value in ours.items()}, "eager": theirs}
-        answer = {
-            "rounds": [{"seconds": seconds, "head": {"srpo": 0.2}, "copy": 1.0, "exp": 1.0}],
-            "errors": {},
-            "load": 0.0,
-        }
-        rows += make_rows({**case, "tokens": tokens}, answer, {"srpo": 4})
-    verdicts = {verdict.name: verdict for verdict in judge(rows, LIMITS)}
+        seconds = {"srpo": [{stage: factor * value for stage, value in ours.items()}], "eager": [theirs]}
+        rows += make_rows(case_of(tokens), Times(seconds, {"srpo": [0.2]}, [1.0], [1.0], 0.0), {"srpo": 4})
+    verdicts = {verdict.name: verdict for verdict in judge(pd.DataFrame(rows, columns=COLUMNS), LIMITS)}
     assert verdicts["pipeline / eager"].worst == pytest.approx(0.2)  # of N = 2 and 3, not of N = 1
     assert verdicts["pipeline / eager"].where == "float32, N = 2"
     assert verdicts["extra memory / logits"].worst == pytest.approx(4 / (2 * 10 * 4))
@@ -161,21 +149,21 @@ def test_spread():
     assert spread([5.0, 1.0, 2.0, 4.0, 3.0, 6.0]) == (3.5, 2.0, 5.0)
 
 
-@pytest.mark.parametrize("name", ["srpo", "srpo_engine", "srpo_labels", "eager", "eager_labels"])
+@pytest.mark.parametrize("name", ["srpo", "srpo_engine", "eager", "eager_labels"])
 def test_all_make_the_same_gradient_and_entropy(name):
-    inputs = work.make_inputs(4, 500, 7, torch.float32, torch.device("cpu"))
-    result = IMPLEMENTATIONS[name].load()(inputs, work.Clock(inputs.student.device))
+    inputs = make_inputs(4, 500, 7, torch.float32, torch.device("cpu"))
+    result = IMPLEMENTATIONS[name].run(inputs, Clock(inputs.student.device))
     # fp32; the eager path's tail is 1 minus a sum.
-    assert max(work.errors(inputs, result, IMPLEMENTATIONS[name].labels)) < 1e-5
+    assert max(errors(inputs, result, IMPLEMENTATIONS[name].labels)) < 1e-5
     # The comparison can fail: labels change the gradient.
-    assert work.errors(inputs, result, not IMPLEMENTATIONS[name].labels)[0] > 1e-2
+    assert errors(inputs, result, not IMPLEMENTATIONS[name].labels)[0] > 1e-2
 
 
 def test_which_implementations_a_case_has():
-    assert "eager_cast" not in applicable(set(), "float32")
-    assert "eager_cast" in applicable(set(), "bfloat16")
-    assert "trl" in applicable({"trl"}, "float32")
-    assert not any("trl" in name for name in applicable(set(), "float32"))
+    assert "eager_cast" not in applicable(False, "float32")
+    assert "eager_cast" in applicable(False, "bfloat16")
+    assert "trl" in applicable(True, "float32")
+    assert "trl" not in applicable(False, "float32")
 
 
 @pytest.mark.parametrize(
@@ -192,21 +180,22 @@ def test_errors_name_the_value(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_library_that_is_asked_for_must_be_there(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench_kernels.others, "find", lambda name: None)
-    with pytest.raises(SystemExit, match="--with-trl: trl is not installed"):
+def test_a_library_that_is_asked_for_must_be_there(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench_kernels, "trl_version", lambda: None)
+    with pytest.raises(SystemExit):
         run(tmp_path, "--with-trl")
+    assert "--with-trl: trl is not installed" in capsys.readouterr().err
 
 
 def test_page_states_the_limits():
     page = PAGE.read_text()
-    for name, limit in results.LIMITS.items():
+    for name, limit in LIMITS.items():
         assert re.search(rf"^\| {re.escape(name)} \| {limit:g} \|", page, re.MULTILINE), name
 
 
 def test_limits_by_device(monkeypatch):
-    monkeypatch.setattr(results.Path, "read_text", lambda path: "vendor_id\t: GenuineIntel\n")
-    assert results.limits_for("cpu") == LIMITS | dict.fromkeys(results.RATIOS, 0.25)
-    assert results.limits_for("cuda") == LIMITS | dict.fromkeys(results.RATIOS, 0.65)
-    monkeypatch.setattr(results.Path, "read_text", lambda path: "vendor_id\t: AuthenticAMD\n")
-    assert results.limits_for("cpu") == LIMITS
+    monkeypatch.setattr(limits.Path, "read_text", lambda path: "vendor_id\t: GenuineIntel\n")
+    assert limits.limits_for("cpu") == LIMITS | dict.fromkeys(limits.RATIOS, 0.25)
+    assert limits.limits_for("cuda") == LIMITS | dict.fromkeys(limits.RATIOS, 0.65)
+    monkeypatch.setattr(limits.Path, "read_text", lambda path: "vendor_id\t: AuthenticAMD\n")
+    assert limits.limits_for("cpu") == LIMITS

@@ -5,8 +5,8 @@ import csv
 import pytest
 
 from scripts import bench_step
-from scripts.bench.step import Sizes
-from scripts.bench_step import EVERY, FORWARD, GRPO, STOCK, summarize, summarize_ranks, violations
+from scripts.bench.update_rounds import EVERY, FORWARD, GRPO, STOCK, Sizes
+from scripts.bench_step import summarize, summarize_ranks, violations
 
 
 def rows(share_of_forward=0.2, zero=1.0, teacher=1.0):
@@ -75,6 +75,6 @@ def test_the_command_runs(tmp_path):
     with (tmp_path / "bench_step.csv").open() as file:
         variants = [row["variant"] for row in csv.DictReader(file)]
     assert variants[-2:] == ["balanced", "all on one rank"]
-    assert bench_step.EVERY in variants
+    assert EVERY in variants
     assert [name for name in variants if name.startswith("srpo ")] == ["srpo 0", "srpo 0.2", "srpo 0.4", "srpo 1"]
     assert (tmp_path / "bench_step.png").stat().st_size > 0

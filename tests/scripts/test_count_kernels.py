@@ -10,7 +10,7 @@ from torch._inductor.utils import fresh_cache
 
 from scripts import count_kernels
 from scripts.bench.engine_calls import Case
-from scripts.bench.meter import Meter
+from scripts.bench.gpu_meter import Meter
 from srpo_verl.algos import compiled_passes
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"

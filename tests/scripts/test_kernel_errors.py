@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from scripts import kernel_errors
+from scripts.bench.float64 import Exact
 from scripts.kernel_errors import DTYPES, PASSES, QUANTITIES, errors, limit
 
 
@@ -21,7 +22,11 @@ def test_errors_stay_below_the_limits(name):
 
 def test_an_error_is_seen(monkeypatch):
     exact = kernel_errors.exact
-    monkeypatch.setattr(kernel_errors, "exact", lambda *given: [values + 1e-3 for values in exact(*given)])
+
+    def shifted(*given, **options):
+        return Exact(*(values + 1e-3 for values in exact(*given, **options)))
+
+    monkeypatch.setattr(kernel_errors, "exact", shifted)
     monkeypatch.setattr(kernel_errors, "SHAPES", [(3, 47, 5)])
     monkeypatch.setattr(kernel_errors, "DTYPES", {"float32": torch.float32})
     assert kernel_errors.main(["--seeds", "1"]) == 0

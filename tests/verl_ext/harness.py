@@ -7,8 +7,6 @@ response of one token, and spans of masked tokens (tool outputs) in the middle a
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -18,9 +16,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.multiprocessing as mp
 
-from srpo_verl import cpu
+from scripts.outside_ray import columns_of_rows, compose_worker, run_ranks, update_flags
 from srpo_verl.algos import device
 
 STEPS = 2
@@ -104,31 +101,19 @@ def batch_tensors(
 
 def compose(overrides: list[str], model: Path) -> Any:
     """The configuration a user would get from `--config-name srpo platform=cpu` and the overrides."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from omegaconf import OmegaConf, open_dict
-
-    with initialize_config_module(config_module="srpo_verl.config", version_base=None):
-        config = hydra_compose(
-            "srpo",
-            [
-                "platform=cpu",
-                f"actor_rollout_ref.model.path={model}",
-                "actor_rollout_ref.model.enable_gradient_checkpointing=false",
-                f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",
-                "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
-                f"+actor_rollout_ref.actor.optim.override_optimizer_config.eps={ADAM_EPS}",
-                "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=64",
-                f"srpo.distillation.top_k={TOP_K}",
-                "data.max_prompt_length=64",
-                "srpo.demonstration.max_prompt_tokens=128",
-                *overrides,
-            ],
-        )
-    with open_dict(config):
-        config.actor_rollout_ref.srpo = OmegaConf.to_container(config.srpo)
-    OmegaConf.resolve(config)
-    return config
+    settings = [
+        "platform=cpu",
+        f"actor_rollout_ref.model.path={model}",
+        "actor_rollout_ref.model.enable_gradient_checkpointing=false",
+        f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",
+        "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
+        f"+actor_rollout_ref.actor.optim.override_optimizer_config.eps={ADAM_EPS}",
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=64",
+        f"srpo.distillation.top_k={TOP_K}",
+        "data.max_prompt_length=64",
+        "srpo.demonstration.max_prompt_tokens=128",
+    ]
+    return compose_worker("srpo", [*settings, *overrides])
 
 
 def _worker(config: Any) -> Any:
@@ -188,17 +173,12 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
         # What SrpoTrainer does to the estimator's advantages.
         own = group_advantages(rewards, GROUPS)
         advantages = torch.where(routing.advantage_B.isnan(), own, routing.advantage_B)
-        input_ids = [torch.cat([every["prompts"][row], every["responses"][row]]) for row in rows]
         # The rows whose teacher is asked, as Router says: all that have one, or the distilled ones.
         credit = srpo.credit_share(step + 1) if srpo.gives_credit else 0.0
         asks_B = routing.teacher_B & routing.grpo_B & (credit > 0) if srpo.gives_credit else routing.sdpo_B
-        columns = {
-            "prompts": column("prompts"),
-            "responses": column("responses"),
+        given = ([every[name][row] for row in rows] for name in ("prompts", "responses", "response_mask"))
+        columns = columns_of_rows(*given) | {
             "response_mask": kept,
-            "loss_mask": column("response_mask"),
-            "input_ids": jagged(input_ids),
-            "position_ids": jagged([torch.arange(len(ids)) for ids in input_ids]),
             "rollout_is_weights": column("rollout_is_weights"),
             "advantages": jagged([advantages[row] * every["response_mask"][row] for row in rows]),
             fields.SDPO_ROW: routing.sdpo_B[rows],
@@ -242,12 +222,7 @@ def _run_case(case: Case, model: Path, out: Path, rank: int, world_size: int) ->
         output = answer[0]
         batch = fresh_batch(
             routing,
-            calculate_entropy=False,
-            global_batch_size=case.mini_batch_size,
-            mini_batch_size=case.mini_batch_size,
-            epochs=1,
-            seed=0,
-            dataloader_kwargs={"shuffle": False},
+            **update_flags(case.mini_batch_size),
             **{fields.DISTILL: distill},
         )
         fresh = response_from_nested(output["log_probs"], batch["response_mask"]).unbind()
@@ -371,19 +346,7 @@ def _full(engine: Any) -> dict[str, torch.Tensor]:
     return adapters
 
 
-def _rank_main(rank: int, world_size: int, port: int, cases: list[Case], model: Path, out: Path) -> None:
-    os.environ.update(
-        {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_RANK": "0",
-            "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    )
-    torch.set_num_threads(1)
-    cpu.activate()
+def _run_cases(rank: int, world_size: int, cases: list[Case], model: Path, out: Path) -> None:
     for case in cases:
         torch.manual_seed(0)
         passes = PASSES[case.passes]
@@ -395,8 +358,6 @@ def _rank_main(rank: int, world_size: int, port: int, cases: list[Case], model: 
         assert sweep.called, f"{case.name} was not computed by the passes named {case.passes}"
         if rank == 0:
             torch.save(result, out / f"{case.name}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 def fixed(size: int) -> list[str]:
@@ -416,25 +377,5 @@ def run_cases(
     `passes` are those of the cases that ask for none.
     """
     cases = [replace(case, passes=case.passes if case.passes != "cpu" else passes) for case in cases]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.spawn(_rank_main, (world_size, port, cases, model, out), nprocs=world_size, join=False, daemon=False)
-    try:
-        if not _join(context, timeout):
-            raise TimeoutError(f"{world_size} ranks did not finish {[case.name for case in cases]} in {timeout} s")
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
+    run_ranks(_run_cases, (world_size, cases, model, out), world_size=world_size, timeout=timeout)
     return {case.name: torch.load(out / f"{case.name}.pt") for case in cases}
-
-
-def _join(context: Any, timeout: float) -> bool:
-    import time
-
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if context.join(timeout=5):
-            return True
-    return False

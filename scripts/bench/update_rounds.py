@@ -1,9 +1,10 @@
-"""The shipped worker and stock veRL's on the same rollouts, outside Ray: what a rank of the step benchmark runs."""
+"""The shipped worker and stock veRL's on the same rollouts, in turn: what a rank of `scripts.bench_step` runs."""
 
 from __future__ import annotations
 
+import json
 import math
-import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,16 +14,19 @@ from typing import Any
 
 import torch
 
-from srpo_verl import cpu
+from scripts.outside_ray import columns_of_rows, compose_worker, update_flags
 
 GROUP = 5
 """Rows per rank come in multiples of this, so that shares of 0.2 and 0.4 are whole numbers of rows."""
 PROMPT = 64
 TEMPLATE = 16
 """Tokens the teacher's template adds around the question and the demonstration."""
+
+STOCK, GRPO, FORWARD = "stock grpo", "grpo", "forward of all teacher tokens"
 EVERY = "teacher on every row"
 EVERY_SHARE = 0.4
 """Distilled rows of that variant, whose teacher scores the others as well."""
+BALANCED, ONE_SIDED = "balanced", "all on one rank"
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,14 @@ def make_model(directory: Path, vocabulary: int, hidden: int, layers: int) -> Pa
     return directory
 
 
-def compose(name: str, model: Path, sizes: Sizes) -> Any:
-    """What a user gets from `--config-name NAME platform=cpu`: gradient checkpointing, padded rows, fp32."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from omegaconf import OmegaConf, open_dict
+def make_worker(name: str, model: Path, sizes: Sizes) -> Any:
+    """`stock`: veRL's own worker; `grpo`, `srpo`: the plugin's with that configuration.
+
+    As with `platform=cpu`, but for gradient checkpointing and padded rows.
+    """
+    from verl.workers.engine_workers import ActorRolloutRefWorker
+
+    from srpo_verl.verl_ext.worker import SrpoWorker
 
     actor = "actor_rollout_ref.actor"
     overrides = [
@@ -80,30 +87,12 @@ def compose(name: str, model: Path, sizes: Sizes) -> Any:
         f"{actor}.ppo_micro_batch_size_per_gpu={sizes.micro_batch}",
         f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={sizes.micro_batch}",
         f"{actor}.optim.lr_warmup_steps=0",
+        *([f"srpo.distillation.top_k={sizes.top_k}"] if name == "srpo" else []),
     ]
-    if name != "grpo":
-        overrides.append(f"srpo.distillation.top_k={sizes.top_k}")
-    with initialize_config_module(config_module="srpo_verl.config", version_base=None):
-        config = hydra_compose(name, overrides)
-    with open_dict(config):
-        config.actor_rollout_ref.srpo = OmegaConf.to_container(config.srpo)
-    OmegaConf.resolve(config)
-    return config.actor_rollout_ref
-
-
-def make_workers(model: Path, sizes: Sizes, names: tuple[str, ...]) -> dict[str, Any]:
-    """`stock`: veRL's own worker; `grpo`, `srpo`: the plugin's with that configuration."""
-    cpu.activate()
-    from verl.workers.engine_workers import ActorRolloutRefWorker
-
-    from srpo_verl.verl_ext.worker import SrpoWorker
-
-    workers = {}
-    for name in names:
-        kind = ActorRolloutRefWorker if name == "stock" else SrpoWorker
-        workers[name] = kind(config=compose("grpo" if name == "stock" else name, model, sizes), role="actor")
-        workers[name].init_model()
-    return workers
+    config = compose_worker("grpo" if name == "stock" else name, overrides).actor_rollout_ref
+    worker = (ActorRolloutRefWorker if name == "stock" else SrpoWorker)(config=config, role="actor")
+    worker.init_model()
+    return worker
 
 
 class Rollouts:
@@ -119,12 +108,10 @@ class Rollouts:
         self.prompts, self.responses = ids(PROMPT), ids(sizes.response)
         self.reprompts = ids(sizes.teacher_prompt)
         self.advantages = torch.randn(sizes.rows, generator=generator)
-        self.support = torch.stack(
-            [
-                torch.randperm(sizes.vocabulary, generator=generator)[: sizes.top_k]
-                for _ in range(sizes.rows * sizes.response)
-            ]
-        ).view(sizes.rows, -1)
+        tokens = range(sizes.rows * sizes.response)
+        supports = [torch.randperm(sizes.vocabulary, generator=generator)[: sizes.top_k] for _ in tokens]
+        self.support = torch.stack(supports).view(sizes.rows, -1).to(torch.int32)
+        self.teacher = torch.cat([self.reprompts, self.responses], dim=1)
 
     def batch(
         self, distilled: int | None, world_size: int = 1, *, distill: bool = False, prompts: torch.Tensor | None = None
@@ -138,52 +125,27 @@ class Rollouts:
         from srpo_verl.verl_ext import fields
         from srpo_verl.verl_ext.nested import filler, jagged
 
-        sizes = self.sizes
+        rows, shape = self.sizes.rows, self.responses.shape
         prompts = self.prompts if prompts is None else prompts
-        every = torch.cat([prompts, self.responses], dim=1)
-        ones = torch.ones_like(self.responses)
-        columns = {
-            "prompts": jagged(list(prompts)),
-            "responses": jagged(list(self.responses)),
-            "response_mask": jagged(list(ones)),
-            "loss_mask": jagged(list(ones)),
-            "input_ids": jagged(list(every)),
-            "position_ids": jagged([torch.arange(every.shape[1])] * sizes.rows),
-            "advantages": jagged(list(self.advantages[:, None].expand(-1, sizes.response).contiguous())),
-            "old_log_probs": jagged(list(torch.full(self.responses.shape, -math.log(sizes.vocabulary)))),
+        columns = columns_of_rows(prompts, self.responses, torch.ones_like(self.responses)) | {
+            "advantages": jagged(list(self.advantages[:, None].expand(shape).contiguous())),
+            "old_log_probs": jagged(list(torch.full(shape, -math.log(self.sizes.vocabulary)))),
         }
         if distilled is not None:
-            is_sdpo = torch.arange(sizes.rows) < distilled
-            teacher = torch.cat([self.reprompts, self.responses], dim=1)
+            is_sdpo = torch.arange(rows) < distilled
             columns |= {
                 fields.SDPO_ROW: is_sdpo,
                 fields.SDPO_SHARE: is_sdpo.float(),
                 fields.GRPO_SHARE: (~is_sdpo).float(),
                 fields.TEACHER_INPUT_IDS: jagged(
-                    [teacher[row] if is_sdpo[row] else filler(torch.int64) for row in range(sizes.rows)]
+                    [self.teacher[row] if row < distilled else filler(torch.int64) for row in range(rows)]
                 ),
                 fields.SUPPORT: jagged(
-                    [
-                        self.support[row].to(torch.int32) if is_sdpo[row] else filler(torch.int32)
-                        for row in range(sizes.rows)
-                    ]
+                    [self.support[row] if row < distilled else filler(torch.int32) for row in range(rows)]
                 ),
             }
-        total = sizes.rows * world_size
-        return tu.get_tensordict(
-            columns,
-            non_tensor_dict={
-                "temperature": 1.0,
-                "calculate_entropy": False,
-                "compute_loss": True,
-                "global_batch_size": total,
-                "mini_batch_size": total,
-                "epochs": 1,
-                "seed": 0,
-                "dataloader_kwargs": {"shuffle": False},
-                fields.DISTILL: bool(distilled) or distill,
-            },
-        )
+        flags = {"temperature": 1.0, "compute_loss": True, fields.DISTILL: bool(distilled) or distill}
+        return tu.get_tensordict(columns, non_tensor_dict={**flags, **update_flags(rows * world_size)})
 
 
 @contextmanager
@@ -197,8 +159,8 @@ def teacher_on_every_row(worker: Any, rollouts: Rollouts) -> Iterator[None]:
     def score(data: Any) -> int:
         rest = data.clone(recurse=False)
         rest[fields.SDPO_ROW] = ~data[fields.SDPO_ROW]
-        rest[fields.TEACHER_INPUT_IDS] = jagged(list(torch.cat([rollouts.reprompts, rollouts.responses], dim=1)))
-        rest[fields.SUPPORT] = jagged([row.to(torch.int32) for row in rollouts.support])
+        rest[fields.TEACHER_INPUT_IDS] = jagged(list(rollouts.teacher))
+        rest[fields.SUPPORT] = jagged(list(rollouts.support))
         return shipped(rest) + shipped(data)
 
     worker._score = score
@@ -217,12 +179,12 @@ def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def one_rank(model: Path, sizes: Sizes, shares: list[float], repeats: int, report: Callable[[str], None]) -> dict:
-    """Seconds per update of every variant, interleaved: {variant: [one per repeat]}."""
+def one_rank(rank: int, model: Path, sizes: Sizes, shares: list[float], repeats: int, answer: Path) -> None:
+    """Seconds per update of every variant, interleaved: {variant: [one per repeat]}, as JSON into `answer`."""
     from verl.utils import tensordict_utils as tu
 
-    workers = make_workers(model, sizes, ("stock", "grpo", "srpo"))
-    rollouts = Rollouts(sizes, rank=0)
+    workers = {name: make_worker(name, model, sizes) for name in ("stock", "grpo", "srpo")}
+    rollouts = Rollouts(sizes, rank)
 
     def update(name: str, distilled: int | None) -> float:
         batch = rollouts.batch(distilled)
@@ -238,52 +200,47 @@ def one_rank(model: Path, sizes: Sizes, shares: list[float], repeats: int, repor
             return update("srpo", round(EVERY_SHARE * sizes.rows))
 
     variants: dict[str, Callable[[], float]] = {
-        "stock grpo": lambda: update("stock", None),
-        "grpo": lambda: update("grpo", 0),
-        "forward of all teacher tokens": forward,
+        STOCK: lambda: update("stock", None),
+        GRPO: lambda: update("grpo", 0),
+        FORWARD: forward,
         EVERY: every_row,
     }
     for share in shares:
         variants[f"srpo {share:g}"] = lambda share=share: update("srpo", round(share * sizes.rows))  # type: ignore[misc]
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats + 1):
-        # Every second round in reverse: nobody always follows the same neighbour, and what it leaves in the caches.
-        for name in list(variants)[:: 1 if repeat % 2 == 0 else -1]:
-            elapsed = variants[name]()
-            if repeat:  # the first round warms up
-                times[name].append(elapsed)
-        report(f"response {sizes.response}: round {repeat} of {repeats}")
-    return times
+    _in_turn(variants, repeats, f"response {sizes.response}", answer)
 
 
-def two_ranks(model: Path, sizes: Sizes, share: float, repeats: int, rank: int, report: Callable[[str], None]) -> dict:
+def two_ranks(rank: int, model: Path, sizes: Sizes, share: float, repeats: int, answer: Path) -> None:
     """Seconds of the teacher phase (slowest rank) with the failures spread evenly, and with all on rank 0."""
     from verl.utils import tensordict_utils as tu
 
     from srpo_verl.verl_ext.worker import TEACHER_TIME
 
-    worker = make_workers(model, sizes, ("srpo",))["srpo"]
-    rollouts = Rollouts(sizes, rank)
+    worker, rollouts = make_worker("srpo", model, sizes), Rollouts(sizes, rank)
     each = round(share * sizes.rows)
-    times: dict[str, list[float]] = {"balanced": [], "all on one rank": []}
+
+    def teacher_phase(distilled: int) -> float:
+        batch = rollouts.batch(distilled, 2, distill=True)
+        _, output = seconds(lambda: worker.update_actor(batch))
+        return math.nan if output is None else float(tu.get(output, "metrics")[TEACHER_TIME][0])
+
+    variants: dict[str, Callable[[], float]] = {
+        BALANCED: lambda: teacher_phase(each),
+        ONE_SIDED: lambda: teacher_phase(2 * each if rank == 0 else 0),
+    }
+    _in_turn(variants, repeats, "two ranks", answer if rank == 0 else None)
+
+
+def _in_turn(variants: dict[str, Callable[[], float]], repeats: int, title: str, answer: Path | None) -> None:
+    """Rounds of all variants, every second one in reverse; the first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats + 1):
-        for name, distilled in (("balanced", each), ("all on one rank", 2 * each if rank == 0 else 0)):
-            batch = rollouts.batch(distilled, 2, distill=True)
-            _, output = seconds(lambda batch=batch: worker.update_actor(batch))  # type: ignore[misc]
-            if repeat and output is not None:
-                times[name].append(float(tu.get(output, "metrics")[TEACHER_TIME][0]))
-        report(f"two ranks: round {repeat} of {repeats}")
-    return times
-
-
-def rank_environment(rank: int, world_size: int, port: int, threads: int) -> None:
-    """What torchrun would set."""
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK="0",
-        LOCAL_WORLD_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    torch.set_num_threads(threads)
+        # Nobody always follows the same neighbour, and what it leaves in the caches.
+        for name in list(variants)[:: 1 if repeat % 2 == 0 else -1]:
+            elapsed = variants[name]()
+            if repeat:
+                times[name].append(elapsed)
+        if answer is not None:
+            print(f"{title}: round {repeat} of {repeats}", file=sys.stderr, flush=True)
+    if answer is not None:
+        answer.write_text(json.dumps(times))

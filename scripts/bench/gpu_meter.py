@@ -19,8 +19,8 @@ the logits, reads as 0 or False; the code under the meter asks the host nothing 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +29,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nested._internal.nested_tensor import NestedTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
-
-aten = torch.ops.aten
 
 SHADOW_ELEMENTS = 2**22
 """Larger tensors have no shadow."""
@@ -47,12 +45,22 @@ MAKERS = {"new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_
 OVERWRITES = {"copy_", "fill_", "zero_"}
 
 
-def size_of(tensor: torch.Tensor) -> int:
+def size_of(*tensors: torch.Tensor) -> int:
     """Bytes of the elements that are there; of a broadcast tensor, before it."""
-    count = 1
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        count *= size if stride != 0 else min(size, 1)
-    return count * tensor.element_size()
+
+    def elements(tensor: torch.Tensor) -> int:
+        axes = zip(tensor.shape, tensor.stride(), strict=True)
+        return math.prod(size if stride else min(size, 1) for size, stride in axes)
+
+    return sum(elements(tensor) * tensor.itemsize for tensor in tensors)
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _meta(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor for tensor in tensors if tensor.device.type == "meta"]
 
 
 @dataclass
@@ -72,8 +80,17 @@ class Count:
     def bytes(self) -> int:
         return self.read + self.written
 
-    def names(self) -> Counter[str]:
-        return Counter(name for name, _ in self.kernels)
+    def __add__(self, other: Count) -> Count:
+        """Calls one after the other: the peak is the larger one's, and so is the number of synchronisations."""
+        return Count(
+            self.launches + other.launches,
+            self.read + other.read,
+            self.written + other.written,
+            self.reread + other.reread,
+            max(self.syncs, other.syncs),
+            max(self.peak, other.peak),
+            self.kernels + other.kernels,
+        )
 
     def seconds(self, launch: float, bandwidth: float) -> float:
         """A launch takes its own time or that of its bytes, whichever is longer."""
@@ -88,8 +105,6 @@ class Meter(TorchDispatchMode):
         self.count = Count()
         self._shadows: dict[int, tuple[StorageWeakRef, torch.Tensor]] = {}
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    # --- shadows ---
 
     def known(self, tensor: torch.Tensor) -> torch.Tensor:
         """A meta tensor with the values of a tensor on the CPU; not counted."""
@@ -121,8 +136,6 @@ class Meter(TorchDispatchMode):
     def _forget(self, meta: torch.Tensor) -> None:
         self._shadows.pop(meta.untyped_storage()._cdata, None)
 
-    # --- dispatch ---
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(issubclass(kind, NestedTensor) for kind in types):
@@ -132,11 +145,11 @@ class Meter(TorchDispatchMode):
         if parts is not NotImplemented:
             return parts
         name = func._schema.name.split("::")[1]
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        inputs = _tensors((args, kwargs))
         if name == "logsumexp":
             with self:
                 return _logsumexp(*args)
-        on_device = [tensor for tensor in inputs if tensor.device.type == "meta"]
+        on_device = _meta(inputs)
         target = kwargs.get("device")
         if not on_device and (target is None or torch.device(target).type != "meta"):
             return func(*args, **kwargs)
@@ -159,7 +172,7 @@ class Meter(TorchDispatchMode):
         if name == "copy_" and args[0].device.type == "cpu":
             return func(args[0], self._to_host(args[1]))
         out = func(*args, **kwargs)
-        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        outputs = _tensors(out)
         self._shadow(func, name, args, kwargs, on_device, known, outputs)
         self._count(name, func, inputs, outputs, args, kwargs)
         return out
@@ -169,15 +182,13 @@ class Meter(TorchDispatchMode):
             return
         small = all(tensor.numel() <= SHADOW_ELEMENTS for tensor in outputs)
         if not small or any(values is None for values in known):
-            written = [t for t in _written(func, args, kwargs) if t.device.type == "meta"]
-            for tensor in written + [t for t in outputs if t.device.type == "meta"]:
+            for tensor in _meta([*_written(func, args, kwargs), *outputs]):
                 self._forget(tensor)
             return
         real_args, real_kwargs = tree_map_only(torch.Tensor, self.values, (args, kwargs))
         if "device" in real_kwargs:
             real_kwargs = {**real_kwargs, "device": torch.device("cpu")}
-        real = [leaf for leaf in tree_leaves(func(*real_args, **real_kwargs)) if isinstance(leaf, torch.Tensor)]
-        for meta, values in zip(outputs, real, strict=True):
+        for meta, values in zip(outputs, _tensors(func(*real_args, **real_kwargs)), strict=True):
             self._remember(meta, values)
 
     def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -190,18 +201,16 @@ class Meter(TorchDispatchMode):
         """The function as one kernel, as a compiler makes it: every argument is read or written once."""
 
         def call(*args: Any) -> None:
-            tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+            tensors = _tensors(args)
             with _disable_current_modes(), _Accesses() as accesses:
                 function(*args)
-            read = sum(size_of(t) for t in tensors if id(t) in accesses.read)
+            read = [t for t in tensors if id(t) in accesses.read]
             written = [t for t in tensors if id(t) in accesses.written]
             for tensor in written:
                 self._forget(tensor)
-            self._launch(function.__name__, read, sum(size_of(t) for t in written))
+            self._launch(function.__name__, size_of(*read), size_of(*written))
 
         return call
-
-    # --- counting ---
 
     def _launch(self, name: str, read: int, written: int, times: int = 1) -> None:
         self.count.launches += times
@@ -217,7 +226,7 @@ class Meter(TorchDispatchMode):
         written = _written(func, args, kwargs)
         plain = name.rstrip("_") if name.rstrip("_") in PUTS else name
         if plain in PUTS:
-            index = sum(size_of(t) for t in inputs[1:] if t.dtype in (torch.int64, torch.bool, torch.int32))
+            index = size_of(*(t for t in inputs[1:] if t.dtype in (torch.int64, torch.bool, torch.int32)))
             values = [t for t in inputs[1:] if t.is_floating_point() or t.dtype == inputs[0].dtype]
             entries = _put_entries(plain, args, inputs) * inputs[0].element_size()
             given = size_of(values[-1]) if values else 0
@@ -227,7 +236,7 @@ class Meter(TorchDispatchMode):
             return
         if name in PICKS:
             out = size_of(outputs[0])
-            self._launch(name, out + sum(size_of(t) for t in inputs[1:]), out)
+            self._launch(name, out + size_of(*inputs[1:]), out)
             return
         positional = tree_leaves(args)
         out_only = [t for t in written if not any(t is o for o in positional)]
@@ -236,10 +245,9 @@ class Meter(TorchDispatchMode):
             unique = {id(t): t for t in inputs[1:]}
         if name in MAKERS:
             unique = {}
-        read = sum(size_of(t) for t in unique.values() if t.device.type == "meta" or name != "copy_")
+        read = [t for t in unique.values() if t.device.type == "meta" or name != "copy_"]
         targets = {id(t): t for t in [*written, *outputs]}
-        wrote = sum(size_of(t) for t in targets.values())
-        self._launch(name, read, wrote, SEVERAL.get(name, 1))
+        self._launch(name, size_of(*read), size_of(*targets.values()), SEVERAL.get(name, 1))
         if name in ("softmax", "log_softmax", "_softmax", "_log_softmax"):
             row = inputs[0].shape[-1] * inputs[0].element_size()
             self.count.reread += 2 * size_of(inputs[0]) if row > SHARED_MEMORY_BYTES else 0
@@ -266,7 +274,7 @@ class _Accesses(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         written = {id(t) for t in _written(func, args, kwargs or {})}
         self.written |= written
-        self.read |= {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)} - written
+        self.read |= {id(t) for t in _tensors((args, kwargs))} - written
         return func(*args, **(kwargs or {}))
 
 
@@ -274,8 +282,7 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
     found = []
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[position] if position < len(args) else kwargs.get(argument.name)
-            found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+            found += _tensors(args[position] if position < len(args) else kwargs.get(argument.name))
     return found
 
 
@@ -287,12 +294,8 @@ def _put_entries(name: str, args: Any, inputs: list[torch.Tensor]) -> int:
     if name in ("index_copy", "index_fill"):
         return args[2].numel() * (target.numel() // max(1, target.shape[args[1]]))
     indices = [index for index in args[1] if index is not None]
-    picked = 1
-    for size in torch.broadcast_shapes(*(index.shape for index in indices)):
-        picked *= size
-    for size in target.shape[len(args[1]) :]:
-        picked *= size
-    return picked
+    picked = torch.broadcast_shapes(*(index.shape for index in indices))
+    return math.prod(picked) * math.prod(target.shape[len(args[1]) :])
 
 
 def _logsumexp(x: torch.Tensor, dim: Any, keepdim: bool = False) -> torch.Tensor:

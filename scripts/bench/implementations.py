@@ -1,10 +1,13 @@
-"""What is measured: from two logits tensors to the student's gradient, as shipped and as plain PyTorch."""
+"""From two logits tensors to the student's gradient: SRPO's functions, the same in plain PyTorch, and TRL's."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -16,8 +19,6 @@ ALPHA = 0.5
 STAGES = ("support", "teacher", "student_forward", "student_backward")
 """In the order they run; what an implementation does not have takes no time."""
 
-CHECKED_ROWS = 6
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -28,13 +29,9 @@ class Inputs:
     labels: torch.Tensor
     k: int
 
-    def head(self, num_tokens: int) -> Inputs:
-        """The first tokens, without a copy."""
-        return Inputs(self.student[:num_tokens], self.teacher[:num_tokens], self.labels[:num_tokens], self.k)
-
-    def some_rows(self) -> torch.Tensor:
-        """Rows that are compared with float64."""
-        return torch.linspace(0, len(self.labels) - 1, CHECKED_ROWS).long().unique()
+    def at(self, rows: slice | torch.Tensor) -> Inputs:
+        """Some tokens; of a slice, without a copy."""
+        return Inputs(self.student[rows], self.teacher[rows], self.labels[rows], self.k)
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class Clock:
         self._last = now
 
 
-Work = Callable[[Inputs, Clock], Result]
+Run = Callable[[Inputs, Clock], Result]
 
 
 def make_inputs(
@@ -87,13 +84,11 @@ def make_inputs(
     return Inputs(student, teacher, labels, k)
 
 
-def srpo(
-    inputs: Inputs, clock: Clock, with_labels: bool = False, as_engine: bool = False, compiled: bool = False
-) -> Result:
-    """`topk_support`, `score_teacher`, `distillation_loss` (`token_losses` with labels) and backward.
+def srpo(inputs: Inputs, clock: Clock, as_engine: bool = False, compiled: bool = False) -> Result:
+    """`topk_support`, `score_teacher`, `distillation_loss` and backward.
 
-    `as_engine`: with a mask of the distilled tokens (all), the gradient in the place of the logits, of a copy of them.
-    `compiled`: by `torch.compile`, as `srpo.kernels.compile=true` has it; only with one of the two others.
+    `as_engine`: `token_losses` with labels and a mask of the distilled tokens (all), the gradient in the place of the
+    logits, of a copy of them. `compiled`: that by `torch.compile`, as `srpo.kernels.compile=true` has it.
     """
     student = inputs.student.detach()
     if as_engine:
@@ -104,16 +99,16 @@ def srpo(
     clock.mark("support")
     log_q, entropy = score_teacher(inputs.teacher, support, compile_kernels=compiled)
     clock.mark("teacher")
-    if with_labels or as_engine:
+    if as_engine:
         losses = token_losses(
             student,
-            inputs.labels if with_labels else None,
+            inputs.labels,
             support_SK=support,
             teacher_log_probs_SK=log_q,
             alpha=ALPHA,
             tail=True,
-            distilled_N=torch.ones(len(student), dtype=torch.bool) if as_engine else None,
-            inplace_backward=as_engine,
+            distilled_N=torch.ones(len(student), dtype=torch.bool),
+            inplace_backward=True,
             compile_kernels=compiled,
         )
         total = losses.divergence_N.sum() + losses.log_probs_N.sum()
@@ -169,39 +164,68 @@ def logsumexp(inputs: Inputs, clock: Clock) -> Result:
     return Result()
 
 
-def exact(inputs: Inputs, support: torch.Tensor, with_labels: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(gradient, teacher's entropy) of a few rows in float64: bucket probabilities, autograd."""
-    student = inputs.student.detach().double().requires_grad_()
-    teacher = inputs.teacher.double()
-    rest = torch.ones_like(student).scatter(-1, support, 0.0)
+def trl(inputs: Inputs, clock: Clock) -> Result:
+    """TRL's SDPO, the same divergence (top K, tail, Jensen-Shannon): support and divergence in one function."""
+    loss = import_module("trl.experimental.sdpo.loss_utils").compute_topk_self_distillation_loss
+    entropy_from_logits = import_module("trl.trainer.utils").entropy_from_logits
+    student = inputs.student.detach().requires_grad_()
+    clock.mark("setup")
+    with torch.no_grad():
+        entropy = entropy_from_logits(inputs.teacher)
+    clock.mark("teacher")
+    total = loss(
+        student, inputs.teacher, distillation_topk=inputs.k, distillation_alpha=ALPHA, distillation_add_tail=True
+    ).sum()
+    clock.mark("student_forward")
+    total.backward()
+    clock.mark("student_backward")
+    return Result(student.grad, entropy)
 
-    def buckets(logits: torch.Tensor) -> torch.Tensor:
-        p = torch.softmax(logits, dim=-1)
-        return torch.cat([p.gather(-1, support), (p * rest).sum(dim=-1, keepdim=True)], dim=-1)
 
-    p, q = buckets(student), buckets(teacher)
-    m = (1.0 - ALPHA) * p + ALPHA * q
-    total = (1.0 - ALPHA) * torch.xlogy(p, p / m).sum() + ALPHA * torch.xlogy(q, q / m).sum()
-    if with_labels:
-        total = total + torch.log_softmax(student, dim=-1).gather(-1, inputs.labels[:, None]).sum()
-    (grad,) = torch.autograd.grad(total, student)
-    return grad, torch.special.entr(torch.softmax(teacher, dim=-1)).sum(dim=-1)
+def trl_version() -> str | None:
+    """None: not installed."""
+    try:
+        return version("trl")
+    except PackageNotFoundError:
+        return None
 
 
-def errors(inputs: Inputs, result: Result, with_labels: bool) -> tuple[float | None, float | None]:
-    """(gradient, entropy) of a few rows against float64.
+@dataclass(frozen=True)
+class Implementation:
+    """What is timed under a name, and which of SRPO's it is compared with, of which it may do a part only."""
 
-    Gradient: the largest difference in a row over the largest entry of that row's gradient, of the worst row.
-    Entropy: nats, of the worst row.
-    """
-    rows = inputs.some_rows()
-    few = Inputs(inputs.student[rows], inputs.teacher[rows], inputs.labels[rows], inputs.k)
-    support = few.student.topk(few.k, dim=-1).indices if result.support is None else result.support[rows]
-    grad, entropy = exact(few, support, with_labels)
-    grad_error = entropy_error = None
-    if result.grad is not None:
-        difference = (result.grad[rows].double() - grad).abs().amax(dim=-1)
-        grad_error = float((difference / grad.abs().amax(dim=-1)).max())
-    if result.entropy is not None:
-        entropy_error = float((result.entropy[rows].double() - entropy).abs().max())
-    return grad_error, entropy_error
+    run: Run
+    computes: str
+    against: str = "srpo"
+    labels: bool = False
+    """Whether log-probabilities of labels are in the gradient."""
+
+
+IMPLEMENTATIONS = {
+    "srpo": Implementation(srpo, "support, teacher scoring, entropy, divergence"),
+    "srpo_engine": Implementation(
+        partial(srpo, as_engine=True),
+        "the same with labels, as in training: a mask of distilled tokens, the gradient in the logits' memory",
+        "srpo_engine",
+        labels=True,
+    ),
+    "eager": Implementation(eager, "the same"),
+    "eager_labels": Implementation(
+        partial(eager, with_labels=True),
+        "the same, and log-probabilities of labels",
+        "srpo_engine",
+        labels=True,
+    ),
+    "eager_cast": Implementation(partial(eager, cast=True), "the same, logits cast to fp32 first"),
+    "logsumexp": Implementation(logsumexp, "a bare torch.logsumexp of the teacher's logits"),
+    "trl": Implementation(trl, "the same"),
+}
+
+GROWTH = ("srpo", "srpo_engine")
+"""Also timed on the first tokens of the same logits, to see how time grows with their number."""
+
+
+def applicable(with_trl: bool, dtype: str) -> list[str]:
+    """Names of what is measured for this dtype."""
+    left_out = {*(() if with_trl else ("trl",)), *(("eager_cast",) if dtype == "float32" else ())}
+    return [name for name in IMPLEMENTATIONS if name not in left_out]
