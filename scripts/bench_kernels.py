@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.support >= args.vocab:
         parser.error(f"--support must be smaller than --vocab {args.vocab}, got {args.support}")
     if args.with_trl and trl_version() is None:
-        parser.error("--with-trl: trl is not installed, see docs/performance.md")
+        parser.error("--with-trl: trl is not installed, see docs/performance/README.md")
     return args
 
 
