@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
 from unittest import mock
 
 import torch
@@ -59,28 +58,12 @@ def log_softmax_as_cuda(logits: torch.Tensor, dim: int, *, out: torch.Tensor) ->
     return torch.sub(shifted, sum_as_cuda(shifted.exp()).log(), out=out)
 
 
-@contextmanager
-def cpu_passes() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def accelerator_passes() -> Iterator[None]:
-    with mock.patch.object(device, "CPU", device.ACCELERATOR):
-        yield
-
-
-@contextmanager
-def accelerator_as_cuda() -> Iterator[None]:
-    with accelerator_passes(), mock.patch.multiple(torch, softmax=softmax_as_cuda, log_softmax=log_softmax_as_cuda):
-        yield
-
-
-WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {
-    "CPU": cpu_passes,
-    "accelerator": accelerator_as_cuda,
-    "accelerator, CPU's softmax": accelerator_passes,
+WAYS = {
+    "CPU": (device.CPU, torch.softmax, torch.log_softmax),
+    "accelerator": (device.ACCELERATOR, softmax_as_cuda, log_softmax_as_cuda),
+    "accelerator, CPU's softmax": (device.ACCELERATOR, torch.softmax, torch.log_softmax),
 }
+"""Passes, and what they are computed with."""
 
 
 def computed(inputs: Inputs, support: torch.Tensor) -> list[torch.Tensor]:
@@ -116,8 +99,9 @@ def errors(dtype: torch.dtype, seeds: int) -> dict[str, dict[str, tuple[float, f
         support = topk_support(inputs.student, inputs.k)
         wanted = exact(inputs, support, with_entropy=True, distilled_N=is_distilled(inputs))
         scale = wanted.grad_NV.abs().amax(-1, keepdim=True)
-        for name, way in WAYS.items():
-            with way():
+        for name, (passes, softmax, log_softmax) in WAYS.items():
+            in_torch = mock.patch.multiple(torch, softmax=softmax, log_softmax=log_softmax)
+            with mock.patch.object(device, "CPU", passes), in_torch:
                 values = computed(inputs, support)
             for which, got, want in zip(QUANTITIES, values, wanted, strict=True):
                 error = (got.detach().double() - want) / (scale if which == "gradient" else 1.0)

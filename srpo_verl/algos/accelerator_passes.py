@@ -7,7 +7,7 @@ import math
 import torch
 
 from srpo_verl.algos.passes import Passes, Raw, Rooms, Slope, Sums
-from srpo_verl.algos.rows import Rows, count, entries, load, read
+from srpo_verl.algos.rows import RowIndex, count, entries, load, read
 
 NARROW = (torch.bfloat16, torch.float16)
 
@@ -32,7 +32,7 @@ class AcceleratorPasses(Passes):
     def sweep(
         self,
         logits_MV: torch.Tensor,
-        rows: Rows,
+        rows: RowIndex,
         rooms: Rooms,
         temperature: float,
         with_entropy: bool,
@@ -66,7 +66,7 @@ class AcceleratorPasses(Passes):
         return Sums(shift_N1, -raw.norm_N1.log(), entropy_N1)
 
     def label_sums(
-        self, logits_MV: torch.Tensor, rows: Rows, rooms: Rooms, labels_C1: torch.Tensor, out_C1: torch.Tensor
+        self, logits_MV: torch.Tensor, rows: RowIndex, rooms: Rooms, labels_C1: torch.Tensor, out_C1: torch.Tensor
     ) -> None:
         """log p(label) at temperature 1, in a pass less than `sweep`: NaN where the row is not finite."""
         room_CV, log_p_CV = (room[: count(rows)] for room in rooms)
@@ -93,7 +93,7 @@ class AcceleratorPasses(Passes):
         self,
         logits_MV: torch.Tensor,
         grad_MV: torch.Tensor,
-        rows: Rows,
+        rows: RowIndex,
         rooms: Rooms,
         temperature: float,
         slope: Slope,

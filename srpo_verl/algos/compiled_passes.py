@@ -11,7 +11,7 @@ import torch
 from srpo_verl.algos.accelerator_passes import AcceleratorPasses
 from srpo_verl.algos.buckets import LOG_ZERO
 from srpo_verl.algos.passes import Passes, Raw, Rooms, Slope, Sums, store
-from srpo_verl.algos.rows import Rows
+from srpo_verl.algos.rows import RowIndex
 
 
 class CompiledPasses(Passes):
@@ -30,7 +30,7 @@ class CompiledPasses(Passes):
     def sweep(
         self,
         logits_MV: torch.Tensor,
-        rows: Rows,
+        rows: RowIndex,
         rooms: Rooms,
         temperature: float,
         with_entropy: bool,
@@ -53,7 +53,7 @@ class CompiledPasses(Passes):
         self,
         logits_MV: torch.Tensor,
         grad_MV: torch.Tensor,
-        rows: Rows,
+        rows: RowIndex,
         rooms: Rooms,
         temperature: float,
         slope: Slope,

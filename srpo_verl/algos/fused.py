@@ -79,7 +79,7 @@ class FusedLosses(torch.autograd.Function):
             picked = slice(block.start - work.num_plain, block.stop - work.num_plain)
             ids_CK, rest = support_SK[picked], None
             if plan.needs_rest:
-                rest = _sweep(logits_MV, work.rows_W[block], rows_W[block], rooms, plan, plan.with_entropy, ids_CK)
+                rest = _sums_of(logits_MV, work.rows_W[block], rows_W[block], rooms, plan, plan.with_entropy, ids_CK)
                 shift_W1[block], log_norm_W1[block] = rest.shift_N1, rest.log_norm_N1
             part = distilled_block(logits_MV, rows_W[block], ids_CK, teacher_SK[picked], rest, plan)
             # Mathematically >= 0 already; rounding can leave a -1e-8.
@@ -177,7 +177,7 @@ def _results(logits_MV: torch.Tensor, plan: Plan, labels_W: torch.Tensor | None)
     )
 
 
-def _sweep(
+def _sums_of(
     logits_MV: torch.Tensor,
     host_rows_N: torch.Tensor,
     rows_N: torch.Tensor,
@@ -207,7 +207,7 @@ def _plain_sums(
     passes = plan.passes
     by_label = plan.temperature == 1.0 and logits_MV.dtype in NARROW and not plan.with_entropy
     if labels_P is None or not by_label or not isinstance(passes, AcceleratorPasses):
-        sums = _sweep(logits_MV, host_rows_P, rows_P, rooms, plan, plan.with_entropy)
+        sums = _sums_of(logits_MV, host_rows_P, rows_P, rooms, plan, plan.with_entropy)
         finite_W[: len(rows_P)] = sums.shift_N
         if labels_P is None:
             return sums, None
@@ -222,7 +222,7 @@ def _plain_sums(
     def look_again() -> None:
         """A masked label has no place in the softmax, a row that is not finite has no softmax: sweep these."""
         which_P = (~torch.isfinite(log_probs_P1[:, 0])).nonzero().flatten()
-        sums = _sweep(logits_MV, host_rows_P[which_P.cpu()], rows_P[which_P], rooms, plan, False)
+        sums = _sums_of(logits_MV, host_rows_P[which_P.cpu()], rows_P[which_P], rooms, plan, False)
         shift_P1[which_P], log_norm_P1[which_P] = sums.shift_N1, sums.log_norm_N1
         finite_W[which_P] = sums.shift_N
         raise_on_bad_row(plan.names[0], plan.work.to_tokens(finite_W))

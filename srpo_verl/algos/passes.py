@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from srpo_verl.algos.buckets import LOG_ZERO
-from srpo_verl.algos.rows import Rows, accumulation_dtype, count, load, read
+from srpo_verl.algos.rows import RowIndex, accumulation_dtype, count, load, read
 
 LN_2 = math.log(2.0)
 
@@ -108,7 +108,7 @@ class Passes:
     def sweep(
         self,
         logits_MV: torch.Tensor,
-        rows: Rows,
+        rows: RowIndex,
         rooms: Rooms,
         temperature: float,
         with_entropy: bool,
@@ -169,7 +169,7 @@ class Passes:
         self,
         logits_MV: torch.Tensor,
         grad_MV: torch.Tensor,
-        rows: Rows,
+        rows: RowIndex,
         rooms: Rooms,
         temperature: float,
         slope: Slope,
@@ -193,7 +193,7 @@ class Passes:
             store(grad_MV, rows, grad_CV)
 
 
-def store(grad_MV: torch.Tensor, rows: Rows, grad_CV: torch.Tensor) -> None:
+def store(grad_MV: torch.Tensor, rows: RowIndex, grad_CV: torch.Tensor) -> None:
     """Write a chunk of the gradient to its rows."""
     if isinstance(rows, slice):
         grad_MV[rows] = grad_CV

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-Rows = slice | torch.Tensor
-"""Rows of a matrix: a contiguous run, or int64 indices."""
+RowIndex = slice | torch.Tensor
+"""Some rows of a matrix: a contiguous run, or int64 indices."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -21,7 +21,7 @@ def token_chunks(num_tokens: int, chunk_size: int) -> Iterator[slice]:
         yield slice(start, min(start + chunk_size, num_tokens))
 
 
-def cut(rows_N: torch.Tensor, size: int, device: torch.device) -> Iterator[tuple[slice, Rows]]:
+def cut(rows_N: torch.Tensor, size: int, device: torch.device) -> Iterator[tuple[slice, RowIndex]]:
     """Cut rows, int64 on the host, into pieces of at most `size`: (which of the N, their rows).
 
     A run of neighbours is a slice. Runs shorter than a quarter of a piece are taken together, by indices.
@@ -48,7 +48,7 @@ def cut(rows_N: torch.Tensor, size: int, device: torch.device) -> Iterator[tuple
         start = stop
 
 
-def count(rows: Rows) -> int:
+def count(rows: RowIndex) -> int:
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
@@ -58,7 +58,7 @@ def entries(logits_MV: torch.Tensor, rows_C: torch.Tensor | None, ids_CK: torch.
     return picked_CK.to(accumulation_dtype(logits_MV.dtype))
 
 
-def load(logits_MV: torch.Tensor, rows: Rows, out_CV: torch.Tensor) -> torch.Tensor:
+def load(logits_MV: torch.Tensor, rows: RowIndex, out_CV: torch.Tensor) -> torch.Tensor:
     """Copy the rows' logits to the first rows of `out_CV` and return these, (C, V) and free to overwrite."""
     out_CV = out_CV[: count(rows)]
     if isinstance(rows, slice):
@@ -68,7 +68,7 @@ def load(logits_MV: torch.Tensor, rows: Rows, out_CV: torch.Tensor) -> torch.Ten
     return out_CV.copy_(logits_MV.index_select(0, rows))
 
 
-def read(logits_MV: torch.Tensor, rows: Rows, room_CV: torch.Tensor, *, any_dtype: bool = False) -> torch.Tensor:
+def read(logits_MV: torch.Tensor, rows: RowIndex, room_CV: torch.Tensor, *, any_dtype: bool = False) -> torch.Tensor:
     """The rows' logits, (C, V), to be read only: a view of a run (of the room's dtype or `any_dtype`), else loaded."""
     in_place = isinstance(rows, slice) and (any_dtype or logits_MV.dtype == room_CV.dtype)
     return logits_MV[rows] if in_place else load(logits_MV, rows, room_CV)

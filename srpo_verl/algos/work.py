@@ -9,7 +9,7 @@ import torch
 
 from srpo_verl.algos.checks import Findings
 from srpo_verl.algos.passes import Passes, Rooms
-from srpo_verl.algos.rows import Rows, cut, token_chunks
+from srpo_verl.algos.rows import RowIndex, cut, token_chunks
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Work:
         """Whether the places are the tokens."""
         return self.num_plain in (0, len(self.rows_W))
 
-    def plain(self, size: int) -> Iterator[tuple[slice, Rows]]:
+    def plain(self, size: int) -> Iterator[tuple[slice, RowIndex]]:
         """(places, rows) of the tokens without a divergence, in pieces."""
         return cut(self.rows_W[: self.num_plain], size, self.device)
 
@@ -45,7 +45,7 @@ class Work:
         for block in token_chunks(self.num_distilled, size):
             yield slice(self.num_plain + block.start, self.num_plain + block.stop)
 
-    def pieces(self, block: slice, size: int) -> Iterator[tuple[slice, Rows]]:
+    def pieces(self, block: slice, size: int) -> Iterator[tuple[slice, RowIndex]]:
         """(places within the block, rows) of a block, in pieces."""
         return cut(self.rows_W[block], size, self.device)
 
