@@ -2,7 +2,7 @@
 
 Every case (dtype, number of tokens) is measured in processes of its own, one after the other: peak memory in one
 process per implementation, then the times of all of them in rounds in one process, so that ratios are of the same
-round. Meant for an idle machine. docs/performance/README.md says what the columns are.
+round. Meant for an idle machine. docs/performance/columns.md says what the columns are.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.support >= args.vocab:
         parser.error(f"--support must be smaller than --vocab {args.vocab}, got {args.support}")
     if args.with_trl and trl_version() is None:
-        parser.error("--with-trl: trl is not installed, see docs/performance/README.md")
+        parser.error("--with-trl: trl is not installed, see docs/performance/columns.md")
     return args
 
 

@@ -2,7 +2,7 @@
 
 The shipped worker and stock veRL's run the same rollouts in one process, in turn; ratios are of the same round. Then
 two ranks of one thread each, with the failures spread evenly and with all of them on one rank. Meant for an idle
-machine. docs/performance/README.md says what the columns are.
+machine. docs/performance/columns.md says what the columns are.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ COLUMNS = [
     *("seconds", "seconds_p20", "seconds_p80", "ratio", "ratio_p20", "ratio_p80", "bytes_limit", "exp_limit"),
     *("extra_memory", "gradient_error", "entropy_error"),
 ]
-"""Of kernels.csv; docs/performance/README.md says what they are."""
+"""Of kernels.csv; docs/performance/columns.md says what they are."""
 
 TRAFFIC = {
     "support": (1, 0),
