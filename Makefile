@@ -61,7 +61,7 @@ docs: $(INSTALLED) ## the documentation as a site, in site/
 	@echo 'site/ is built; to read and search it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site'
 
 doctor: $(INSTALLED) ## is everything in place for a run?
-	$(BIN)/python -W ignore -m srpo_verl.doctor
+	$(BIN)/python -W ignore -m srpo_verl doctor
 
 clean: ## remove .venv and caches, keep outputs/
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

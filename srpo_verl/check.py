@@ -1,4 +1,4 @@
-"""Check a run without starting it: ``python -m srpo_verl.check --config-name srpo <hydra overrides>``.
+"""Check a run without starting it: ``python -m srpo_verl check --config-name srpo <hydra overrides>``.
 
 Takes what veRL's command takes after `python -m verl.trainer.main_ppo`, composes the same configuration, and prints
 what a run would check before Ray starts, with what was in order: settings, model, data, GPUs.
@@ -60,7 +60,7 @@ def check(config_path: str, config_name: str, overrides: Sequence[str]) -> list[
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 if a run could start, else 1; 2 for wrong arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m srpo_verl.check",
+        prog="python -m srpo_verl check",
         description=(__doc__ or "").splitlines()[0],
         epilog="examples:\n"
         "  python -m srpo_verl check --config-name srpo base_model=qwen3_8b benchmark=chemistry\n"

@@ -1,4 +1,4 @@
-"""Can a run start here, and if not, what is to be done: ``python -m srpo_verl.doctor``.
+"""Can a run start here, and if not, what is to be done: ``python -m srpo_verl doctor``.
 
 veRL logs a plugin that fails to load at DEBUG level and goes on without it, so the cause of "unknown trainer mode
 srpo" is otherwise invisible. The checks are in `diagnosis.py`; this module looks at the machine.
@@ -217,7 +217,7 @@ def examine(platform: str | None = None) -> tuple[list[Check], Device | Exceptio
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 where a run could start on what is asked for, else 1."""
     parser = argparse.ArgumentParser(
-        prog="python -m srpo_verl.doctor",
+        prog="python -m srpo_verl doctor",
         description="Can a run start here?",
         epilog="examples:\n  python -m srpo_verl doctor\n  python -m srpo_verl doctor --platform gpu",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""A trained checkpoint as a Hugging Face folder: ``python -m srpo_verl.export CHECKPOINT --out DIR [--teacher]``.
+"""A trained checkpoint as a Hugging Face folder: ``python -m srpo_verl export CHECKPOINT --out DIR [--teacher]``.
 
 The shards are put together by veRL's own merger, in bf16, the precision in which veRL hands weights to its rollout
 engines. What it does not know is added here: the teacher, a LoRA run's adapters merged into their base, and a loader
@@ -171,7 +171,7 @@ def export(checkpoint: Path, out: Path, *, teacher: bool = False, trust_remote_c
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m srpo_verl.export",
+        prog="python -m srpo_verl export",
         description="A trained checkpoint as a Hugging Face folder, in bf16.",
         epilog="examples:\n"
         "  python -m srpo_verl export outputs/srpo/srpo/checkpoints --out model\n"

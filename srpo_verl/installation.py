@@ -202,5 +202,5 @@ def check_installation(environment: Mapping[str, str] | None = None) -> None:
         causes = "; ".join(dict.fromkeys(f"{type(error).__name__}: {error}" for error in missing.values() if error))
         raise PluginError(
             f"not registered in veRL: {', '.join(missing)}{f' ({causes})' if causes else ''}. "
-            "`python -m srpo_verl.doctor` shows where the import fails."
+            "`python -m srpo_verl doctor` shows where the import fails."
         )

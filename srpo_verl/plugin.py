@@ -3,7 +3,7 @@
 veRL loads it at the end of `import verl`, in every process that imports verl, whoever's run that is. So it does next
 to nothing: the adapters are imported when veRL itself imports the registry they belong to, and the CPU platform only
 where it is asked for (srpo_verl/cpu). What came of it is told by `installation.check_installation`, which the
-configurations of this package call before Ray starts, and by `python -m srpo_verl.doctor`.
+configurations of this package call before Ray starts, and by `python -m srpo_verl doctor`.
 """
 
 from __future__ import annotations

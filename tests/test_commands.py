@@ -38,14 +38,14 @@ def by(name: str) -> RunBy:
 
 GATE_INSTALLS = RunBy("Makefile: --editable '.[cpu,dev]'")
 WAYS: dict[str, RunBy | Here | NotRun] = {
-    # The first pattern that matches counts; `python -m srpo_verl.NAME` goes by `python -m srpo_verl NAME`.
+    # The first pattern that matches counts.
     "pip install .": GATE_INSTALLS,
     "pip install -e '.[[]mini]'": GATE_INSTALLS,
     "make demo": RunBy(".ci/run: recipes.quickstart.demo"),
     "make test": RunBy(".ci/run: make test"),
     "make lint*": RunBy(".ci/run: make lint"),
     "make docs": RunBy(".ci/run: make docs"),
-    "make doctor": RunBy("Makefile: -m srpo_verl.doctor"),
+    "make doctor": RunBy("Makefile: -m srpo_verl doctor"),
     "make format": RunBy("Makefile: ruff format ."),
     "make test-slow": RunBy("Makefile: pytest -m slow"),
     "make test test-slow": RunBy("Makefile: pytest -m slow"),
@@ -119,12 +119,8 @@ SAID = re.compile(r"not run|\bcommit [0-9a-f]{7}", re.IGNORECASE)
 SHOWN = [command for page in PAGES for command in commands(page) if page.name != "CHANGELOG.md"]
 
 
-def one_name(text: str) -> str:
-    return re.sub(r"python -m srpo_verl\.(\w+)", lambda found: f"python -m srpo_verl {found[1]}", text)
-
-
 def pattern_of(text: str) -> str | None:
-    return next((pattern for pattern in WAYS if fnmatchcase(one_name(text), pattern)), None)
+    return next((pattern for pattern in WAYS if fnmatchcase(text, pattern)), None)
 
 
 def of_way(way: type) -> list[Command]:
@@ -187,6 +183,9 @@ def test_every_python_command_is_one_that_there_is():
         module = words[at]
         if module == "srpo_verl":
             assert words[at + 1] in COMMANDS, command
+        assert module not in {name.removesuffix(".__main__") for name, _ in COMMANDS.values()}, (
+            f"{command}\nwrite: python -m srpo_verl COMMAND"
+        )
         if module.partition(".")[0] in ("srpo_verl", "recipes", "scripts"):
             path = ROOT / module.replace(".", "/")
             assert (
@@ -198,7 +197,7 @@ def test_every_python_command_is_one_that_there_is():
 
 
 def arguments_of(command: Command) -> list[str]:
-    words = shlex.split(one_name(command.text))
+    words = shlex.split(command.text)
     return words[4:] if words[2] == "srpo_verl" else words[3:]
 
 

@@ -193,7 +193,7 @@ def test_a_missing_registration_is_named(monkeypatch, name):
     assert missing_registrations() == {name: None}
     message = refusal()
     assert f"not registered in veRL: {name}." in message
-    assert "python -m srpo_verl.doctor" in message
+    assert "python -m srpo_verl doctor" in message
 
 
 def test_every_missing_registration_is_named(monkeypatch):

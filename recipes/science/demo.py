@@ -136,7 +136,7 @@ def _source(parser: argparse.ArgumentParser, given: Path | None) -> Path:
     if given is None:
         parser.error(
             f"--source is missing: the folder of the official split files (or set {SOURCE_VARIABLE}); "
-            "`python -m srpo_verl.data --help` says where to get them"
+            "`python -m srpo_verl data --help` says where to get them"
         )
     if not given.exists():
         parser.error(f"--source: {given} does not exist")

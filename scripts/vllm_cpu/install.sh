@@ -31,4 +31,4 @@ rm -rf "$environment/shim"
 cp -r "$here/shim" "$environment/shim"
 install --no-deps "$environment/shim"
 install --no-deps --editable "$here/../.."
-"$environment/bin/python" -m srpo_verl.doctor
+"$environment/bin/python" -m srpo_verl doctor

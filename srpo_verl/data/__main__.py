@@ -1,4 +1,4 @@
-"""Command line: ``python -m srpo_verl.data <benchmark> --source DIR --out DIR``."""
+"""Command line: ``python -m srpo_verl data <benchmark> --source DIR --out DIR``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from srpo_verl.rewards import ground_truth_doubts
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m srpo_verl.data",
+        prog="python -m srpo_verl data",
         description="Turn a benchmark's split files into the parquet files that veRL reads.",
         epilog=f"{WHERE_TO_GET}\n\nexample:\n"
         "  python -m srpo_verl data chemistry --source SDPO/datasets --out data/chemistry",

@@ -313,7 +313,7 @@ def reward(history: History, settings: Settings) -> Sign | None:
         return None
     return Sign(
         f"every response has had the reward {best.values[-1]:.3g} for {same} steps",
-        "end the run, or take harder prompts" if solved else "look at the verifier: python -m srpo_verl.check",
+        "end the run, or take harder prompts" if solved else "look at the verifier: python -m srpo_verl check",
         same,
     )
 

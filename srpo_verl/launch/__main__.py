@@ -82,7 +82,7 @@ def missing_data(planned: Sequence[Planned], data: Path) -> list[str]:
     """Commands that would make the benchmarks' files that are not there."""
     names = dict.fromkeys(item.cell.benchmark for item in planned)
     return [
-        f"python -m srpo_verl.data {name} --source DIR --out {data / name}"
+        f"python -m srpo_verl data {name} --source DIR --out {data / name}"
         for name in names
         if not all((data / name / f"{split}.parquet").is_file() for split in ("train", "test"))
     ]

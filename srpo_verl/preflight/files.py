@@ -66,7 +66,7 @@ def open_files(split: Split) -> tuple[list[DataFile], list[Finding]]:
         local = os.path.expanduser(name)
         matching = [local] if os.path.exists(local) else sorted(glob.glob(local))
         if not matching:
-            remedy = "`python -m srpo_verl.data` prepares the benchmarks; for data of your own see docs/custom_task.md"
+            remedy = "`python -m srpo_verl data` prepares the benchmarks; for data of your own see docs/custom_task.md"
             findings.append(Finding(ERROR, split.key, "no such file", remedy, file=name))
         for file in matching:
             found = _open(split.key, name if file == local else file, file)

@@ -43,7 +43,7 @@ def before_ray(config: DictConfig, srpo: SrpoConfig) -> None:
     if told:
         print(render(told), file=sys.stderr)
     if len(wrong) > MAX_SHOWN:
-        print("python -m srpo_verl.check with --out FILE writes the whole list", file=sys.stderr)
+        print("python -m srpo_verl check with --out FILE writes the whole list", file=sys.stderr)
     seconds = time.perf_counter() - started
     print(f"srpo_verl: model, data and GPUs checked in {seconds:.1f} s", file=sys.stderr, flush=True)
     if wrong:

@@ -1,1 +1,1 @@
-"""The paper's tables and figures from one's own runs, as one page: ``python -m srpo_verl.report RUN [RUN...]``."""
+"""The paper's tables and figures from one's own runs, as one page: ``python -m srpo_verl report RUN [RUN...]``."""

@@ -1,4 +1,4 @@
-"""Command line: ``python -m srpo_verl.report RUN [RUN...]``."""
+"""Command line: ``python -m srpo_verl report RUN [RUN...]``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from srpo_verl.report.warnings import as_lines, warnings
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m srpo_verl.report",
+        prog="python -m srpo_verl report",
         description="One HTML page, tables and figures of the paper from run logs (trainer.logger=[console,file]).",
         epilog="Runs of one recorded configuration are seeds of each other, whatever their folders are called; runs "
         "without a record go by the name of their log. Attempts of one run are joined. "

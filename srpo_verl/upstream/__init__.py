@@ -11,7 +11,7 @@ from srpo_verl.upstream.points import IMPORTED, OVERRIDDEN, RELIED_ON
 from srpo_verl.upstream.source import Source
 
 FINGERPRINTS = Path(__file__).with_name("fingerprints.json")
-"""{"verl": release, "points": {name: hash}}, written by `python -m srpo_verl.upstream --record`."""
+"""{"verl": release, "points": {name: hash}}, written by `python -m srpo_verl upstream --record`."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Does another veRL still fit: ``python -m srpo_verl.upstream PATH``, for a wheel, an sdist or a folder.
+"""Does another veRL still fit: ``python -m srpo_verl upstream PATH``, for a wheel, an sdist or a folder.
 
 Nothing is installed or imported; the sources are read.
 """
@@ -17,7 +17,7 @@ from srpo_verl.upstream.source import Source
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0 where every point is as recorded, 1 where some differ, 2 where the path is no veRL."""
     parser = argparse.ArgumentParser(
-        prog="python -m srpo_verl.upstream",
+        prog="python -m srpo_verl upstream",
         description=(__doc__ or "").partition("\n")[0],
         epilog="example:\n  pip download --no-deps verl==0.9.0\n"
         "  python -m srpo_verl upstream verl-0.9.0-py3-none-any.whl",

@@ -27,7 +27,7 @@ def check_ranks(folder: str, ranks: int) -> None:
     raise ValueError(
         f"{folder}: saved by {saved} ranks, and this run has {ranks} (trainer.n_gpus_per_node times trainer.nnodes). "
         f"The shards of optimizer and teacher cannot be cut anew: resume with {saved} ranks, or begin a new run from "
-        f"the trained weights, with another optimizer state and teacher: python -m srpo_verl.export {step} --out DIR, "
+        f"the trained weights, with another optimizer state and teacher: python -m srpo_verl export {step} --out DIR, "
         "then actor_rollout_ref.model.path=DIR and another trainer.default_local_dir"
     )
 

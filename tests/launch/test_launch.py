@@ -284,7 +284,7 @@ def test_without_data_nothing_is_started(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "run", lambda *_: pytest.fail("started"))
     arguments = ["--figure", "5", "--benchmark", "physics", "--out", str(tmp_path), "--data", str(tmp_path)]
     assert launch.main(arguments) == 1
-    assert f"python -m srpo_verl.data physics --source DIR --out {tmp_path}/physics" in capsys.readouterr().err
+    assert f"python -m srpo_verl data physics --source DIR --out {tmp_path}/physics" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

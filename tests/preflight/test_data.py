@@ -263,7 +263,7 @@ def test_rows_that_a_run_cannot_see_are_not_judged(look):
 def test_a_file_that_does_not_exist(look):
     error = only_error(look("data.train_files=/no/train.parquet"))
     assert (error.subject, error.file, error.message) == ("data.train_files", "/no/train.parquet", "no such file")
-    assert "python -m srpo_verl.data" in error.remedy
+    assert "python -m srpo_verl data" in error.remedy
     assert only_error(look("data.val_files=null")).message == "no file"
 
 

@@ -31,7 +31,7 @@ def test_the_message_says_what_there_is_and_what_to_do(tmp_path, kind):
     message = str(raised.value)
     assert message.startswith(str(folder))
     assert "resume with 4 ranks" in message
-    assert f"python -m srpo_verl.export {tmp_path / 'global_step_20'} --out DIR" in message
+    assert f"python -m srpo_verl export {tmp_path / 'global_step_20'} --out DIR" in message
     check_ranks(str(folder), 4)
 
 
