@@ -1,20 +1,24 @@
-"""Runs made to fail, and what the guards say of them: ``python -m recipes.mini.failing --case length --seed 0``.
+"""Runs made to fail, and what the guards say of them: ``python -m recipes.mini.failing --seeds 0 1 2``.
 
-Every case is the task of sums with SRPO and one thing wrong; `healthy` has nothing wrong. What the guards read of the
-log goes to ``results/failing``. ``--table`` prints, for every log there, the alarms and the step at which validation
-accuracy had lost ten points.
+Every case is the task of sums with SRPO and one thing wrong. What the guards read of the log goes to
+``results/failing``; a run that has its log is not made again. ``--table`` prints, for every log there, the alarms and
+the step at which validation accuracy had lost ten points, and ``--study`` what the guards say of the study's runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from recipes.mini import failing_rewards, verifier
+from recipes.mini import failing_rewards, logs, verifier
+from recipes.mini.best import accuracy
+from recipes.mini.plan import METHODS
 from recipes.mini.run import ROOT, RunFailed, data_of, provenance, run_command, starting_model
 from recipes.mini.tasks import TASKS
 from recipes.small_model import Sizes, training_command
@@ -47,9 +51,13 @@ def _reward(name: str) -> tuple[str, ...]:
 
 
 CASES = {
-    "healthy": Case("nothing wrong"),
-    "rate": Case("learning rate ten times as high", learning_rate=10 * RATE),
-    "rate_less": Case("learning rate four times as high", learning_rate=4 * RATE),
+    "rate": Case(
+        "learning rate four times as high, reached after 40 steps",
+        4 * RATE,
+        80,
+        overrides=("actor_rollout_ref.actor.optim.lr_warmup_steps=40",),
+    ),
+    "rate_at_once": Case("the same, at once", 4 * RATE),
     "length": Case("reward that pays for length", RATE / 2, 60, overrides=_reward("longer_is_better")),
     "shortness": Case("reward that pays for shortness", RATE / 5, 60, overrides=_reward("shorter_is_better")),
     "shortness_fast": Case("the same, five times as fast", overrides=_reward("shorter_is_better")),
@@ -84,12 +92,16 @@ def run_case(name: str, seed: int, model: Path, work: Path, results: Path) -> Pa
     log = run / "metrics.jsonl"
     if not log.exists() or log.stat().st_size == 0:
         raise RunFailed(f"{name}, seed {seed}: exit code {code}; see {run / 'output.log'}")
-    path = results / f"{name}-seed{seed}.jsonl"
+    path = _path(name, seed, results)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"case": name, "seed": seed, "exit_code": code, **provenance()})]
     lines += [json.dumps({"step": step, "data": kept}) for step, kept in _kept(log)]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def _path(name: str, seed: int, results: Path) -> Path:
+    return results / f"{name}-seed{seed}.jsonl"
 
 
 def _kept(log: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -109,12 +121,15 @@ def read(path: Path) -> tuple[dict[str, Any], list[tuple[int, dict[str, Any]]]]:
 
 
 def collapse(steps: Sequence[tuple[int, Mapping[str, Any]]]) -> int | None:
-    """First of two validations in a row that are ten points below the best before them; one alone may be chance."""
+    """`first_loss` of the validations of a log."""
+    values = [(step, mean_accuracy(metrics)) for step, metrics in steps]
+    return first_loss([(step, value) for step, value in values if value is not None])
+
+
+def first_loss(curve: Sequence[tuple[int, float]]) -> int | None:
+    """First of two accuracies in a row that are ten points below the best before them; one alone may be chance."""
     best, low = 0.0, None
-    for step, metrics in steps:
-        value = mean_accuracy(metrics)
-        if value is None:
-            continue
+    for step, value in curve:
         if value <= best - LOST and low is not None:
             return low
         low = step if value <= best - LOST else None
@@ -126,6 +141,42 @@ def alarms(case: str, steps: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Al
     """What the guards say of a run."""
     threshold = 2.0 if case == "threshold" else 0.5
     return review(steps, Settings(teacher_kind="ema", failed_only=True, success_threshold=threshold))
+
+
+def study_table(paths: Sequence[Path]) -> str:
+    """Markdown: by method, how many runs of the study lost ten points, and when the guards said so.
+
+    Lost by validation and test questions together, which no choice is made by here; evaluated every ten steps.
+    """
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
+    for path in paths:
+        log = logs.read(path)
+        lost = first_loss([(step, sum(both) / 2) for step, both in _both(log)])
+        raised = [alarm.step for alarm in review(sorted(log.steps.items()), Settings())]
+        rows[METHODS[log.cell.method].title].update(["runs", _told(lost, min(raised, default=None))])
+    header = ("", "runs", "lost ten points", *TOLD)
+    counted = [
+        (name, str(told["runs"]), str(sum(told[word] for word in TOLD[:4])), *(str(told[word]) for word in TOLD))
+        for name, told in sorted(rows.items())
+    ]
+    return markdown_table(header, counted)
+
+
+TOLD = ("warned before", "at most ten steps later", "later", "never", "lost nothing", "lost nothing, but an alarm")
+
+
+def _told(lost: int | None, raised: int | None) -> str:
+    """What became of a run, in the words of TOLD."""
+    if lost is None:
+        return TOLD[4] if raised is None else TOLD[5]
+    if raised is None:
+        return TOLD[3]
+    return TOLD[0] if raised <= lost else TOLD[1] if raised <= lost + 10 else TOLD[2]
+
+
+def _both(log: logs.Log) -> Iterator[tuple[int, tuple[float, float]]]:
+    test = accuracy(log, "test")
+    return ((step, (value, test[step])) for step, value in accuracy(log).items() if step in test)
 
 
 def table(paths: Sequence[Path]) -> str:
@@ -142,20 +193,24 @@ def table(paths: Sequence[Path]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=CASES, action="append", default=[], help="may be repeated")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", choices=CASES, nargs="+", default=list(CASES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="runs to make; none: only the tables")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "mini", help="models, data, runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--model", type=Path, help="the starting model; default: made in --work")
     parser.add_argument("--warmup-steps", type=int, default=1000, help="of the starting model that is made")
     parser.add_argument("--table", action="store_true", help="print what the guards say of the logs in --results")
+    parser.add_argument("--study", action="store_true", help="the same of the study's logs, by method")
     arguments = parser.parse_args(argv)
     work = arguments.work.resolve()
-    for name in arguments.case:
-        model = arguments.model or starting_model(TASK, arguments.seed, work, arguments.warmup_steps)
-        print(run_case(name, arguments.seed, model.resolve(), work, arguments.results.resolve()), flush=True)
+    for seed, name in product(arguments.seeds, arguments.cases):
+        if not _path(name, seed, arguments.results).is_file():
+            model = arguments.model or starting_model(TASK, seed, work, arguments.warmup_steps)
+            print(run_case(name, seed, model.resolve(), work, arguments.results.resolve()), flush=True)
     if arguments.table:
         print(table(sorted(arguments.results.glob("*.jsonl"))))
+    if arguments.study:
+        print(study_table(sorted(arguments.results.parent.glob("*.jsonl"))))
 
 
 if __name__ == "__main__":
