@@ -2,23 +2,21 @@
 
 Every case is the task of sums with SRPO and one thing wrong. What the guards read of the log goes to
 ``results/failing``; a run that has its log is not made again. ``--table`` prints, for every log there, the alarms and
-the step at which validation accuracy had lost ten points, and ``--study`` what the guards say of the study's runs.
+the step at which validation accuracy had lost ten points.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from recipes.mini import failing_rewards, logs, verifier
-from recipes.mini.best import accuracy
-from recipes.mini.plan import METHODS
+from recipes.mini import failing_rewards, verifier
+from recipes.mini.losses import first_loss
 from recipes.mini.run import ROOT, RunFailed, data_of, provenance, run_command, starting_model
 from recipes.mini.tasks import TASKS
 from recipes.small_model import Sizes, training_command
@@ -28,8 +26,6 @@ from srpo_verl.guards.history import WATCHED
 from srpo_verl.markdown import markdown_table
 
 RESULTS = Path(__file__).resolve().parent / "results" / "failing"
-LOST = 0.10
-"""Loss of validation accuracy, against its best so far, that is called a collapse."""
 TASK, STEPS, RATE = "sums4", 40, 5e-4
 
 
@@ -126,57 +122,10 @@ def collapse(steps: Sequence[tuple[int, Mapping[str, Any]]]) -> int | None:
     return first_loss([(step, value) for step, value in values if value is not None])
 
 
-def first_loss(curve: Sequence[tuple[int, float]]) -> int | None:
-    """First of two accuracies in a row that are ten points below the best before them; one alone may be chance."""
-    best, low = 0.0, None
-    for step, value in curve:
-        if value <= best - LOST and low is not None:
-            return low
-        low = step if value <= best - LOST else None
-        best = max(best, value)
-    return None
-
-
 def alarms(case: str, steps: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Alarm]:
     """What the guards say of a run."""
     threshold = 2.0 if case == "threshold" else 0.5
     return review(steps, Settings(teacher_kind="ema", failed_only=True, success_threshold=threshold))
-
-
-def study_table(paths: Sequence[Path]) -> str:
-    """Markdown: by method, how many runs of the study lost ten points, and when the guards said so.
-
-    Lost by validation and test questions together, which no choice is made by here; evaluated every ten steps.
-    """
-    rows: dict[str, Counter[str]] = defaultdict(Counter)
-    for path in paths:
-        log = logs.read(path)
-        lost = first_loss([(step, sum(both) / 2) for step, both in _both(log)])
-        raised = [alarm.step for alarm in review(sorted(log.steps.items()), Settings())]
-        rows[METHODS[log.cell.method].title].update(["runs", _told(lost, min(raised, default=None))])
-    header = ("", "runs", "lost ten points", *TOLD)
-    counted = [
-        (name, str(told["runs"]), str(sum(told[word] for word in TOLD[:4])), *(str(told[word]) for word in TOLD))
-        for name, told in sorted(rows.items())
-    ]
-    return markdown_table(header, counted)
-
-
-TOLD = ("warned before", "at most ten steps later", "later", "never", "lost nothing", "lost nothing, but an alarm")
-
-
-def _told(lost: int | None, raised: int | None) -> str:
-    """What became of a run, in the words of TOLD."""
-    if lost is None:
-        return TOLD[4] if raised is None else TOLD[5]
-    if raised is None:
-        return TOLD[3]
-    return TOLD[0] if raised <= lost else TOLD[1] if raised <= lost + 10 else TOLD[2]
-
-
-def _both(log: logs.Log) -> Iterator[tuple[int, tuple[float, float]]]:
-    test = accuracy(log, "test")
-    return ((step, (value, test[step])) for step, value in accuracy(log).items() if step in test)
 
 
 def table(paths: Sequence[Path]) -> str:
@@ -200,7 +149,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, help="the starting model; default: made in --work")
     parser.add_argument("--warmup-steps", type=int, default=1000, help="of the starting model that is made")
     parser.add_argument("--table", action="store_true", help="print what the guards say of the logs in --results")
-    parser.add_argument("--study", action="store_true", help="the same of the study's logs, by method")
     arguments = parser.parse_args(argv)
     work = arguments.work.resolve()
     for seed, name in product(arguments.seeds, arguments.cases):
@@ -209,8 +157,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(run_case(name, seed, model.resolve(), work, arguments.results.resolve()), flush=True)
     if arguments.table:
         print(table(sorted(arguments.results.glob("*.jsonl"))))
-    if arguments.study:
-        print(study_table(sorted(arguments.results.parent.glob("*.jsonl"))))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 from recipes.mini import figures, plan, statistics, verdicts
 from recipes.mini.best import JUDGES, Study, grid_scores
 from recipes.mini.logs import read_all
+from recipes.mini.losses import TOLD, told_by_method
 from recipes.mini.run import ROOT
 from recipes.mini.study import RESULTS
 from srpo_verl.markdown import markdown_table
@@ -311,6 +312,22 @@ def length_section(study: Study) -> list[str]:
     return ["## Response length", "", said, "", *table(("", *plan.TASKS), rows)]
 
 
+def guards_section(study: Study) -> list[str]:
+    """What the guards say of all these runs."""
+    counts = told_by_method(study.logs)
+    rows = [
+        (plan.METHODS[method].title, str(counts[method].total()), *(str(counts[method][word]) for word in TOLD))
+        for method in plan.METHODS
+        if method in counts
+    ]
+    said = [
+        "Of every run, those that choose learning rates included: whether two evaluations in a row were ten points below",
+        "the best before them, and when [the guards](endurance.md#guards), as they are now, first raise an alarm on its",
+        "log (`srpo_verl.guards.review`, which a run asks as well).",
+    ]
+    return ["## Guards", "", *said, "", *table(("", "runs", *TOLD), rows)]
+
+
 SECTIONS: tuple[Callable[[Study], list[str]], ...] = (
     verdict_section,
     runs_section,
@@ -324,6 +341,7 @@ SECTIONS: tuple[Callable[[Study], list[str]], ...] = (
     further_section,
     long_section,
     length_section,
+    guards_section,
 )
 
 

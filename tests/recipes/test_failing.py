@@ -2,7 +2,7 @@
 
 import pytest
 
-from recipes.mini import failing
+from recipes.mini import failing, losses
 
 
 def curve(*values):
@@ -19,11 +19,11 @@ def curve(*values):
     ],
 )
 def test_ten_points_below_the_best_twice_in_a_row(values, lost):
-    assert failing.first_loss(curve(*values)) == lost
+    assert losses.first_loss(curve(*values)) == lost
 
 
 def test_a_run_is_told_in_one_word():
-    before, soon, later, never, nothing, false = failing.TOLD
+    before, soon, later, never, nothing, false = losses.TOLD
     cases = {
         (50, 50): before,
         (50, 51): soon,
@@ -32,7 +32,7 @@ def test_a_run_is_told_in_one_word():
         (None, None): nothing,
         (None, 3): false,
     }
-    assert {case: failing._told(*case) for case in cases} == cases
+    assert {case: losses.told(*case) for case in cases} == cases
 
 
 def test_every_case_is_one_thing_wrong_and_a_command_of_stock_verl(tmp_path):
