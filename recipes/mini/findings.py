@@ -321,9 +321,9 @@ def guards_section(study: Study) -> list[str]:
         if method in counts
     ]
     said = [
-        "Of every run, those that choose learning rates included: whether two evaluations in a row were ten points below",
-        "the best before them, and when [the guards](endurance.md#guards), as they are now, first raise an alarm on its",
-        "log (`srpo_verl.guards.review`, which a run asks as well).",
+        "Of every run, those that choose learning rates included: whether two evaluations in a row were ten points",
+        "below the best before them, and when [the guards](endurance.md#guards), as they are now, first raise an alarm",
+        "on its log (`srpo_verl.guards.review`, which a run asks as well).",
     ]
     return ["## Guards", "", *said, "", *table(("", "runs", *TOLD), rows)]
 
