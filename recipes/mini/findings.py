@@ -322,7 +322,7 @@ def guards_section(study: Study) -> list[str]:
     ]
     said = [
         "Of every run, those that choose learning rates included: whether two evaluations in a row were ten points",
-        "below the best before them, and when [the guards](endurance.md#guards), as they are now, first raise an alarm",
+        "below the best before them, and when [the guards](endurance.md#guards), as they are now, first say a word",
         "on its log (`srpo_verl.guards.review`, which a run asks as well).",
     ]
     return ["## Guards", "", *said, "", *table(("", "runs", *TOLD), rows)]
