@@ -117,9 +117,15 @@ def read(path: Path) -> tuple[dict[str, Any], list[tuple[int, dict[str, Any]]]]:
 
 
 def collapse(steps: Sequence[tuple[int, Mapping[str, Any]]]) -> int | None:
-    """`first_loss` of the validations of a log."""
-    values = [(step, mean_accuracy(metrics)) for step, metrics in steps]
-    return first_loss([(step, value) for step, value in values if value is not None])
+    """`first_loss` of the means of three validations in a row: of 128 questions one alone is off by four points."""
+    found = [(step, mean_accuracy(metrics)) for step, metrics in steps]
+    values = [(step, value) for step, value in found if value is not None]
+    return first_loss(
+        [
+            (around[1][0], sum(value for _, value in around) / 3)
+            for around in zip(values, values[1:], values[2:], strict=False)
+        ]
+    )
 
 
 def alarms(case: str, steps: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Alarm]:
