@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts.endurance import Started, arguments_of, difference
+from scripts.endurance.run import Started, arguments_of, difference
 from srpo_verl.stopping import RESUMABLE
 
 pytestmark = [

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from scripts.endurance import STEPS, Started, arguments_of, difference
+from scripts.endurance.run import STEPS, Started, arguments_of, difference
 from srpo_verl import checkpoints
 from srpo_verl.budget import mean_accuracy
 from srpo_verl.guards import RULES

@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from scripts.endurance import Started, arguments_of
+from scripts.endurance.run import Started, arguments_of
 from srpo_verl import checkpoints
 from srpo_verl.launch.sessions import processes
 
