@@ -5,8 +5,8 @@ that of this process, so that veRL's `perf/*_memory_*` metrics mean something on
 """
 
 import resource
-from pathlib import Path
 
+import psutil
 import torch
 from torch.cpu import Stream, StreamContext, current_stream, device_count, set_device, stream, synchronize
 
@@ -35,8 +35,6 @@ __all__ = [
     "synchronize",
 ]
 
-_PAGE_BYTES = resource.getpagesize()
-
 
 def is_available() -> bool:
     """A CPU is always there."""
@@ -55,7 +53,7 @@ def get_device_name(device: object = None) -> str:
 
 def memory_allocated(device: object = None) -> int:
     """Resident bytes of this process now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+    return psutil.Process().memory_info().rss
 
 
 def memory_reserved(device: object = None) -> int:
@@ -79,9 +77,8 @@ def reset_peak_memory_stats(device: object = None) -> None:
 
 def mem_get_info(device: object = None) -> tuple[int, int]:
     """(available, total) bytes of the host's memory."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available, total = (int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
-    return available, total
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
 
 
 def empty_cache() -> None:
