@@ -135,14 +135,17 @@ def alarms(case: str, steps: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Al
 
 
 def table(paths: Sequence[Path]) -> str:
-    """Markdown: a row for every log."""
-    rows = []
-    for path in paths:
-        header, steps = read(path)
-        raised = ", ".join(f"{alarm.guard} {alarm.step}" for alarm in alarms(header["case"], steps)) or "none"
-        title, lost = CASES[header["case"]].title, collapse(steps)
-        rows.append((title, str(header["seed"]), raised, "not lost" if lost is None else str(lost)))
-    return markdown_table(("What is wrong", "seed", "alarms, at step", "ten points lost at step"), rows)
+    """Markdown: a row for every log, by case."""
+    logs = sorted((read(path) for path in paths), key=lambda log: (list(CASES).index(log[0]["case"]), log[0]["seed"]))
+    header = ("What is wrong", "seed", "alarms, at step", "ten points lost at step", "first alarm ahead by")
+    return markdown_table(header, [_row(head, steps) for head, steps in logs])
+
+
+def _row(header: Mapping[str, Any], steps: Sequence[tuple[int, Mapping[str, Any]]]) -> tuple[str, ...]:
+    raised, lost = alarms(header["case"], steps), collapse(steps)
+    words = ", ".join(f"{alarm.guard} {alarm.step}" for alarm in raised) or "none"
+    ahead = "" if lost is None or not raised else str(lost - min(alarm.step for alarm in raised))
+    return CASES[header["case"]].title, str(header["seed"]), words, "not lost" if lost is None else str(lost), ahead
 
 
 def main(argv: Sequence[str] | None = None) -> None:
