@@ -14,8 +14,13 @@ PATH, ROOT = "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT"
 """veRL's variables for the logger `file`."""
 
 
-def log_path(project: str, experiment: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where the logger `file` writes: as veRL's variables say, else in the run's folder (`write_there`)."""
+def log_path(project: str, experiment: str, environment: Mapping[str, str] | None = None) -> Path:
+    """Where the logger `file` writes: as veRL's variables say, else in the run's folder (`write_there`).
+
+    Args:
+        environment: of the run; None: this process's.
+    """
+    environment = os.environ if environment is None else environment
     if PATH in environment:
         return Path(environment[PATH])
     if ROOT in environment:
