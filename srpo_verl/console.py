@@ -29,9 +29,9 @@ OF_THE_DRIVER = ("ray init kwargs: ",)
 """Beginnings of the driver's lines that are for the file alone."""
 
 
-def is_quiet(environment: Mapping[str, str] = os.environ) -> bool:
+def is_quiet(environment: Mapping[str, str] | None = None) -> bool:
     """Whether the console shows this package's lines alone. Raises ConfigError for a value that there is not."""
-    switch = environment.get(VARIABLE, "quiet")
+    switch = (os.environ if environment is None else environment).get(VARIABLE, "quiet")
     if switch not in ("quiet", "full"):
         raise ConfigError(VARIABLE, switch, "has to be quiet or full")
     return switch == "quiet"
