@@ -140,7 +140,7 @@ def test_large_cases_are_judged_and_the_worst_counts():
     assert verdicts["pipeline / eager"].worst == pytest.approx(0.2)  # of N = 2 and 3, not of N = 1
     assert verdicts["pipeline / eager"].where == "float32, N = 2"
     assert verdicts["extra memory / logits"].worst == pytest.approx(4 / (2 * 10 * 4))
-    assert verdicts["time per token, most / fewest tokens"].worst == pytest.approx(0.2 / (0.4 / 3))  # either way
+    assert verdicts["time per token, most / fewest tokens"].worst == pytest.approx(0.4 / 3 / 0.2)  # it may fall
     assert not verdicts["teacher scoring / logsumexp"].holds
 
 
