@@ -37,7 +37,7 @@ demo-science: $(INSTALLED) ## SRPO with a 135M model on SciKnowEval rows: make d
 	$(BIN)/python -W ignore -m recipes.science.demo $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
 
 test: $(INSTALLED) ## the tests that CI runs (TESTS=tests/algos for some of them, JOBS=4 for more at a time)
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile $(TESTS)
 
 test-slow: $(INSTALLED) ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(TESTS)

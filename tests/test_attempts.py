@@ -46,7 +46,8 @@ def test_the_log_is_where_veRL_writes_it(tmp_path, monkeypatch):
     ):
         with monkeypatch.context() as patch:
             for name in ("VERL_FILE_LOGGER_ROOT", "VERL_FILE_LOGGER_PATH"):
-                patch.delenv(name, raising=False)
+                patch.setenv(name, "")  # so that whatever the test leaves there is undone
+                patch.delenv(name)
             for name, value in environment.items():
                 patch.setenv(name, value)
             patch.chdir(tmp_path)
