@@ -80,7 +80,6 @@ WAYS: dict[str, RunBy | Here | NotRun] = {
     "hf download *": NotRun(),
     "run*": NotRun(),
     "wandb login": NotRun(),
-    "VERL_FILE_LOGGER_PATH=* run *": NotRun(),
     "ray *": NotRun(),
     "RAY_ADDRESS=* run *": NotRun(),
     # recipes
