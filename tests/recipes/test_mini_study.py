@@ -1,5 +1,6 @@
 """The study: logs, statistics, verdicts and the findings page, on made-up curves; a small study from end to end."""
 
+import json
 import math
 import os
 import subprocess
@@ -269,6 +270,36 @@ def test_what_has_its_log_is_not_made_again_and_what_fails_is_tried_again(tmp_pa
     assert tried == [1, 1, 2, 2, *[3] * study.START_TRIES]
     assert failed == [f"{cells[2].name}: broken", f"{cells[3].name}: no start"]
     assert "3 of 4 runs to make" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("last", "whole"), [({"val-core/mini/sums4/acc/mean@1": 0.5}, True), ({}, False)])
+def test_a_run_is_whole_with_its_last_evaluation_however_its_process_ends(last, whole, tmp_path, monkeypatch):
+    cell = plan.Cell("grid", "sums4", "grpo", 1e-4, 0, steps=2)
+    model = tmp_path / "model"
+    model.mkdir()
+    start = {"accuracy_plain": 0.2, "accuracy_demonstration": 0.6, "seconds": 1.0}
+    (model / "warmup.json").write_text(json.dumps(start))
+
+    def crash_at_the_end(command, folder):
+        folder.mkdir(parents=True)
+        entries = [
+            {"step": 1, "data": {"critic/score/mean": 0.1}},
+            {"step": 2, "data": {"critic/score/mean": 0.2, **last}},
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        (folder / "output.log").write_text("Segmentation fault")
+        return -11
+
+    monkeypatch.setattr(run, "starting_model", lambda *_: model)
+    monkeypatch.setattr(run, "data_of", lambda *_: tmp_path)
+    monkeypatch.setattr(run, "run_command", crash_at_the_end)
+    if whole:
+        run.run_cell(cell, tmp_path / "work", tmp_path / "results", {"commit": "x"}, 1)
+        (log,) = logs.read_all(tmp_path / "results")
+        assert log.header["exit_code"] == -11
+    else:
+        with pytest.raises(run.RunFailed, match="exit code -11, 2 of 2 steps"):
+            run.run_cell(cell, tmp_path / "work", tmp_path / "results", {"commit": "x"}, 1)
 
 
 def test_parts_after_the_grid_wait_for_its_rates(tmp_path):
