@@ -25,9 +25,9 @@ FALSE_SUCCESS = 0.2
 ACCURACY_LOSS, SLOW_LOSS = 0.08, 0.05
 """Loss of training accuracy against the best level so far, within steps and over tens of them."""
 SLOW_ERRORS = 3.5
-"""Standard errors of a slow loss that are hardly chance; every doubling of the steps beyond 100 asks for 0.7 more, since
-the best of more windows is further from their mean. Of simulated runs without any trend (normal noise) 8 % exceed them
-somewhere within 100 steps and 18 % within 1,500, before SLOW_LOSS and patience."""
+"""Standard errors of a slow loss that are hardly chance. Every doubling of the steps beyond 100 asks for 0.7 more, as
+the best of more windows is further from their mean. Of simulated runs without any trend (normal noise) 8 % exceed
+them somewhere within 100 steps and 18 % within 1,500, before SLOW_LOSS and patience."""
 PARTING = 0.15
 """Growth of the difference between training and validation accuracy."""
 GAIN, MASTERED = 0.03, 0.9
