@@ -6,31 +6,53 @@ import json
 import random
 import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from scripts.endurance.run import STEPS, Started, arguments_of, difference
+from srpo_verl import checkpoints
+
+Kill = tuple[float, str]
+"""Seconds after a start, and into what the kill fell: start, step, save or removal."""
 
 
-def killed_run(arguments: Sequence[str], folder: Path, rng: random.Random, mean: float) -> list[float]:
-    """Start, kill, start again, until the run ends; the seconds after which it was killed. Raises RuntimeError.
+def killed_run(arguments: Sequence[str], folder: Path, rng: random.Random, mean: float) -> list[Kill]:
+    """Start, kill, start again, until the run ends; the kills. Raises RuntimeError.
 
     Args:
         mean: seconds from a start to a kill. About those of a run, so that kills fall into starts, steps and saves.
     """
-    kills: list[float] = []
+    kills: list[Kill] = []
     while True:
-        run, after = Started(arguments, folder), rng.expovariate(1 / mean)
+        started, after = time.time(), rng.expovariate(1 / mean)
+        run = Started(arguments, folder)
         try:
             status = run.process.wait(after)
         except subprocess.TimeoutExpired:
-            kills.append(round(after, 2))
-            continue
+            status = None
         finally:
             run.end()
-        if status != 0:
+        if status == 0:
+            return kills
+        if status is not None:
             raise RuntimeError(f"{folder}: exit status {status} after the kills at {kills}")
-        return kills
+        kills.append((round(after, 2), moment(folder, started)))
+
+
+def moment(folder: Path, started: float) -> str:
+    """What a run that was started at this time was doing when it was killed."""
+    root = folder / "checkpoints"
+
+    def since(paths: Iterable[Path]) -> bool:
+        return any(path.exists() and path.stat().st_ctime > started for path in paths)
+
+    if since(root.glob(f"*/{checkpoints.UNFINISHED}")):
+        return "save"
+    if since(root.glob(f"*{checkpoints.REMOVED}")):
+        return "removal"
+    return "step" if since([folder / "srpo.jsonl"]) else "start"
 
 
 def kills(out: Path, wanted: int, seed: int, mean: float) -> None:
@@ -56,6 +78,10 @@ def kills(out: Path, wanted: int, seed: int, mean: float) -> None:
 
 
 def _kill_line(done: Sequence[dict]) -> str:
-    count = sum(len(run["kills"]) for run in done)
+    where = Counter(where for run in done for _, where in run["kills"])
     largest = max((run["difference"] for run in done), default=0.0)
-    return f"{len(done)} runs ended after {count} kills; largest difference of a weight: {largest:.2g}"
+    return (
+        f"{len(done)} runs ended after {where.total()} kills"
+        f" ({', '.join(f'{count} in a {name}' for name, count in sorted(where.items()))});"
+        f" largest difference of a weight: {largest:.2g}"
+    )
