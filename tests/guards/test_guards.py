@@ -92,7 +92,7 @@ CASES = {
     "distillation, everything": spoilt("srpo/frac_sdpo", lambda step, value: 1.0),
     "teacher": lambda step, metrics: {"srpo/teacher_distance": 0.0},
     "teacher, far away": spoilt("srpo/teacher_distance", lambda step, value: ramp(step, 80, 0.01, 0.5)),
-    "teacher, strides": spoilt("srpo/teacher_distance", lambda step, value: min(0.05, 0.01 + 0.008 * (step - 79))),
+    "teacher, strides": spoilt("srpo/teacher_distance", lambda step, value: min(0.027, 0.01 + 0.008 * (step - 79))),
     "reward": lambda step, metrics: {"critic/score/max": 0.0, "srpo/frac_correct": 0.0},
 }
 
