@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from recipes.mini.best import accuracy
 from recipes.mini.logs import Log
+from recipes.mini.plan import METHODS
 from srpo_verl.guards import Settings, review
 
 LOST = 0.10
@@ -45,6 +46,8 @@ def told_by_method(runs: Iterable[Log]) -> dict[str, Counter[str]]:
     for log in runs:
         test = accuracy(log, "test")
         curve = [(step, (value + test[step]) / 2) for step, value in accuracy(log).items() if step in test]
-        raised = [alarm.step for alarm in review(sorted(log.steps.items()), Settings())]
+        # Every teacher of the study is an average; the other settings are the configurations' own.
+        settings = Settings(teacher_kind="ema" if METHODS[log.cell.method].has_teacher else None)
+        raised = [alarm.step for alarm in review(sorted(log.steps.items()), settings)]
         counts[log.cell.method][told(first_loss(curve), min(raised, default=None))] += 1
     return counts
