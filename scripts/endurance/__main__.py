@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     of_kills = commands.add_parser("kills", help="SIGKILL at random moments")
     of_kills.add_argument("--kills", type=int, default=200)
     of_kills.add_argument("--seed", type=int, default=0)
-    of_kills.add_argument("--mean-s", type=float, default=40.0, help="seconds to a kill; about those of a run")
+    of_kills.add_argument("--mean-s", type=float, default=6.0, help="seconds from the first step to a kill")
     of_soak = commands.add_parser("soak", help="a long run, watched")
     of_soak.add_argument("--steps", type=int, default=2000)
     for one in (of_kills, of_soak):

@@ -11,53 +11,73 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from scripts.endurance.run import STEPS, Started, arguments_of, difference
+from scripts.endurance.run import LIMIT_S, Started, arguments_of, difference
 from srpo_verl import checkpoints
+
+STEPS = 60
+"""Of a run: some twenty seconds, with a checkpoint every second step."""
+IN_START, START_S = 0.25, 30.0
+"""The share of the kills that falls into the first seconds; a start takes longer than all steps."""
+LOG = "srpo.jsonl"
 
 Kill = tuple[float, str]
 """Seconds after a start, and into what the kill fell: start, step, save or removal."""
 
 
 def killed_run(arguments: Sequence[str], folder: Path, rng: random.Random, mean: float) -> list[Kill]:
-    """Start, kill, start again, until the run ends; the kills. Raises RuntimeError.
+    """Start, kill, start again, until the run ends; the kills. Raises RuntimeError, TimeoutError.
 
     Args:
-        mean: seconds from a start to a kill. About those of a run, so that kills fall into starts, steps and saves.
+        mean: seconds from the first line of the log to a kill, of those that do not fall into the start.
     """
     kills: list[Kill] = []
     while True:
-        started, after = time.time(), rng.expovariate(1 / mean)
+        started = time.time()
         run = Started(arguments, folder)
         try:
-            status = run.process.wait(after)
-        except subprocess.TimeoutExpired:
-            status = None
+            status = _wait(run.process, folder / LOG, started, rng, mean)
         finally:
             run.end()
         if status == 0:
             return kills
         if status is not None:
             raise RuntimeError(f"{folder}: exit status {status} after the kills at {kills}")
-        kills.append((round(after, 2), moment(folder, started)))
+        kills.append((round(time.time() - started, 2), moment(folder, started)))
+
+
+def _wait(process: subprocess.Popen, log: Path, started: float, rng: random.Random, mean: float) -> int | None:
+    """Exit status; None: the moment of the kill has come."""
+    in_start = rng.random() < IN_START
+    at = started + rng.uniform(0, START_S) if in_start else None
+    while process.poll() is None:
+        if at is None and _since([log], started):
+            at = time.time() + rng.expovariate(1 / mean)
+        if at is not None and time.time() >= at:
+            return None
+        if time.time() > started + LIMIT_S:
+            raise TimeoutError(f"{log.parent}: no end after {LIMIT_S:.0f} s")
+        time.sleep(0.01)
+    return process.returncode
 
 
 def moment(folder: Path, started: float) -> str:
     """What a run that was started at this time was doing when it was killed."""
     root = folder / "checkpoints"
-
-    def since(paths: Iterable[Path]) -> bool:
-        return any(path.exists() and path.stat().st_ctime > started for path in paths)
-
-    if since(root.glob(f"*/{checkpoints.UNFINISHED}")):
+    if _since(root.glob(f"*/{checkpoints.UNFINISHED}"), started):
         return "save"
-    if since(root.glob(f"*{checkpoints.REMOVED}")):
+    if _since(root.glob(f"*{checkpoints.REMOVED}"), started):
         return "removal"
-    return "step" if since([folder / "srpo.jsonl"]) else "start"
+    return "step" if _since([folder / LOG], started) else "start"
+
+
+def _since(paths: Iterable[Path], started: float) -> bool:
+    """Whether one of them is there, and of this attempt."""
+    return any(path.exists() and path.stat().st_ctime > started for path in paths)
 
 
 def kills(out: Path, wanted: int, seed: int, mean: float) -> None:
     """Runs until there were so many kills in all; prints the table of all that are on record."""
-    arguments, record = arguments_of(out / "inputs"), out / "kills.jsonl"
+    arguments, record = arguments_of(out / "inputs", STEPS), out / "kills.jsonl"
     whole = out / "whole"
     if not (whole / "checkpoints" / f"global_step_{STEPS}" / "srpo_checkpoint.json").exists():
         shutil.rmtree(whole, ignore_errors=True)
@@ -73,7 +93,10 @@ def kills(out: Path, wanted: int, seed: int, mean: float) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         found = killed_run(arguments, folder, random.Random(f"{seed}-{number}"), mean)
         with record.open("a") as stream:
-            print(json.dumps({"run": number, "kills": found, "difference": difference(folder, whole)}), file=stream)
+            print(
+                json.dumps({"run": number, "kills": found, "difference": difference(folder, whole, STEPS)}),
+                file=stream,
+            )
         shutil.rmtree(folder)
 
 
