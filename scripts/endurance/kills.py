@@ -16,7 +16,7 @@ from srpo_verl import checkpoints
 
 STEPS = 60
 """Of a run: some twenty seconds, with a checkpoint every second step."""
-IN_START, START_S = 0.25, 30.0
+IN_START, START_S = 0.5, 30.0
 """The share of the kills that falls into the first seconds; a start takes longer than all steps."""
 LOG = "srpo.jsonl"
 
