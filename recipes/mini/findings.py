@@ -1,6 +1,7 @@
 """The findings page: ``python -m recipes.mini.findings`` writes docs/findings.md and its figures from the logs.
 
-Every number on the page comes from the logs in recipes/mini/results; what has no run says "not run".
+Every number on the page comes from the logs in recipes/mini/results; what has no run says "not run". Three lines of it
+stand in the README as well.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from recipes.mini.study import RESULTS
 from srpo_verl.markdown import markdown_table
 
 PAGE = ROOT / "docs" / "findings.md"
+README = ROOT / "README.md"
+BEGIN, END_OF_LINES = "<!-- python -m recipes.mini.findings -->", "<!-- as far as here -->"
+"""Around the README's lines."""
+SHORT = (("srpo", "grpo"), ("srpo", "sdpo"), ("handover", "grpo"))
+"""What the README says."""
 HYPOTHESES = Path(__file__).resolve().parent / "hypotheses.md"
 NOT_RUN = verdicts.NOT_RUN
 END = plan.STEPS
@@ -351,6 +357,23 @@ def page(study: Study) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def short(study: Study) -> list[str]:
+    """A line a pair of SHORT: best and last checkpoint at the end."""
+    lines = []
+    for pair in SHORT:
+        cells = [f"{judge} checkpoint {_cell(verdicts.compare(study, *pair, judge, END))}" for judge in JUDGES]
+        one, other = (plan.METHODS[method].title for method in pair)
+        lines.append(f"* {one} against {other}: {'; '.join(cells)}")
+    return lines
+
+
+def with_lines(readme: str, lines: Sequence[str]) -> str:
+    """The README with its lines replaced."""
+    before, rest = readme.split(f"{BEGIN}\n")
+    _, after = rest.split(END_OF_LINES)
+    return "\n".join([f"{before}{BEGIN}", *lines, f"{END_OF_LINES}{after}"])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -360,6 +383,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     study = Study.of(read_all(arguments.results))
     arguments.out.write_text(page(study))
     figures.curves(study, arguments.out.parent / "images")
+    if arguments.out == PAGE:
+        README.write_text(with_lines(README.read_text(), short(study)))
     print(f"{arguments.out}: {len(study.logs)} runs")
 
 

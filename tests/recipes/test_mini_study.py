@@ -242,7 +242,10 @@ def test_the_page_has_the_numbers_of_the_logs(made_up, tmp_path):
 
 def test_the_page_in_the_repository_is_made_from_the_logs_in_it():
     found = Study.of(logs.read_all(study.RESULTS))
-    assert findings.PAGE.read_text() == findings.page(found), "run python -m recipes.mini.findings"
+    remedy = "run python -m recipes.mini.findings"
+    assert findings.PAGE.read_text() == findings.page(found), remedy
+    readme = findings.README.read_text()
+    assert findings.with_lines(readme, findings.short(found)) == readme, remedy
     for name in ("images/findings_curves.svg",):
         assert (findings.PAGE.parent / name).is_file() == (name in findings.PAGE.read_text())
     assert sum(path.stat().st_size for path in study.RESULTS.glob("*.jsonl")) < 20e6
