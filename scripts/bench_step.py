@@ -23,7 +23,6 @@ from matplotlib.figure import Figure
 from scripts.bench.spread import of_the_same_round, spread
 from scripts.bench.update_rounds import (
     BALANCED,
-    EVERY,
     FORWARD,
     GROUP,
     GRPO,
@@ -41,7 +40,7 @@ LIMITS = {"srpo 0": 1.02, "srpo 0.4": 1.25, ONE_SIDED: 1.15}
 PREDICTION_LIMIT = 0.10
 """Largest relative distance of an update with a teacher from what its share of teacher tokens predicts."""
 TWO_RANKS_SHARE = 0.4
-COLUMNS = ["response", "variant", "seconds", "to_grpo", "low", "high", "to_stock", "to_every", "predicted", "off"]
+COLUMNS = ["response", "variant", "seconds", "to_grpo", "low", "high", "to_stock", "predicted", "off"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,8 +84,7 @@ def summarize(response: int, times: Mapping[str, list[float]], shares: Sequence[
     prediction = {f"srpo {share:g}": share for share in shares}
     for variant, seconds in times.items():
         row = _row(response, variant, seconds, times[GRPO])
-        for column, other in (("to_stock", STOCK), ("to_every", EVERY)):
-            row[column] = statistics.median(of_the_same_round(seconds, times[other]))
+        row["to_stock"] = statistics.median(of_the_same_round(seconds, times[STOCK]))
         if prediction.get(variant):
             forward = statistics.median(of_the_same_round(times[FORWARD], times[GRPO]))
             row["predicted"] = 1.0 + prediction[variant] * forward

@@ -195,37 +195,27 @@ class Implementation:
     """What is timed under a name, and which of SRPO's it is compared with, of which it may do a part only."""
 
     run: Run
-    computes: str
     against: str = "srpo"
     labels: bool = False
     """Whether log-probabilities of labels are in the gradient."""
 
 
 IMPLEMENTATIONS = {
-    "srpo": Implementation(srpo, "support, teacher scoring, entropy, divergence"),
-    "srpo_engine": Implementation(
-        partial(srpo, as_engine=True),
-        "the same with labels, as in training: a mask of distilled tokens, the gradient in the logits' memory",
-        "srpo_engine",
-        labels=True,
-    ),
-    "eager": Implementation(eager, "the same"),
-    "eager_labels": Implementation(
-        partial(eager, with_labels=True),
-        "the same, and log-probabilities of labels",
-        "srpo_engine",
-        labels=True,
-    ),
-    "eager_cast": Implementation(partial(eager, cast=True), "the same, logits cast to fp32 first"),
-    "logsumexp": Implementation(logsumexp, "a bare torch.logsumexp of the teacher's logits"),
-    "trl": Implementation(trl, "the same"),
+    "srpo": Implementation(srpo),
+    # As in training: labels, a mask of distilled tokens, the gradient in the logits' memory.
+    "srpo_engine": Implementation(partial(srpo, as_engine=True), "srpo_engine", labels=True),
+    "eager": Implementation(eager),
+    "eager_labels": Implementation(partial(eager, with_labels=True), "srpo_engine", labels=True),
+    "eager_cast": Implementation(partial(eager, cast=True)),
+    "logsumexp": Implementation(logsumexp),
+    "trl": Implementation(trl),
 }
 
 GROWTH = ("srpo", "srpo_engine")
 """Also timed on the first tokens of the same logits, to see how time grows with their number."""
 
 
-def applicable(with_trl: bool, dtype: str) -> list[str]:
-    """Names of what is measured for this dtype."""
-    left_out = {*(() if with_trl else ("trl",)), *(("eager_cast",) if dtype == "float32" else ())}
+def applicable(dtype: str) -> list[str]:
+    """Names of what is measured for this dtype: TRL where it is installed, a cast to fp32 where it is one."""
+    left_out = {*(() if trl_version() else ("trl",)), *(("eager_cast",) if dtype == "float32" else ())}
     return [name for name in IMPLEMENTATIONS if name not in left_out]

@@ -6,49 +6,31 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 LABELS = {"eager": "eager", "eager_cast": "eager in fp32", "trl": "TRL", "srpo": "srpo_verl"}
-COLORS = {"eager": "#7f7f7f", "eager_cast": "#c7c7c7", "trl": "#ff7f0e", "srpo": "#1f77b4"}
+COLORS = {"eager": "#7f7f7f", "eager in fp32": "#c7c7c7", "TRL": "#ff7f0e", "srpo_verl": "#1f77b4"}
+LIMITS = {"bytes_limit": ("bytes that must move", "--"), "exp_limit": ("exponentials", ":")}
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
     """Bars of the pipeline with 20 to 80 % spread, and the lower limits as lines."""
-    whole = rows[(rows.phase == "pipeline") & rows.implementation.isin(LABELS)]
-    # The largest case of every dtype that SRPO's functions and the eager path both went through.
-    both = whole[whole.implementation.isin(("srpo", "eager"))].groupby(["dtype", "tokens"], sort=False).phase.count()
-    shown = both[both == 2].reset_index().groupby("dtype", sort=False).tokens.max()
-    whole = whole[whole.tokens == whole["dtype"].map(shown)]
-    place = whole["dtype"].map({dtype: place for place, dtype in enumerate(shown.index)})
-    per_token = whole[["seconds", "seconds_p20", "seconds_p80", "bytes_limit", "exp_limit"]].mul(
-        1e3 / whole.tokens, axis=0
-    )
+    whole = rows[(rows.phase == "pipeline") & (rows.tokens == rows.tokens.max()) & rows.implementation.isin(LABELS)]
+    whole = whole.assign(name=whole.implementation.map(LABELS), memory=100.0 * whole.extra_memory.astype(float))
+    for column in ("seconds", "seconds_p20", "seconds_p80", *LIMITS):
+        whole[column] *= 1e3 / whole.tokens
+    by_name = whole.pivot(index="dtype", columns="name")
     figure = Figure(figsize=(10.4, 4.2), layout="constrained")
     times, memory = figure.subplots(1, 2)
-    names = [name for name in LABELS if (whole.implementation == name).any()]
-    width = 0.8 / max(1, len(names))
-    for number, name in enumerate(names):
-        here = whole.implementation == name
-        at, ms = place[here] + (number - (len(names) - 1) / 2) * width, per_token[here]
-        spread = [ms.seconds - ms.seconds_p20, ms.seconds_p80 - ms.seconds]
-        times.bar(at, ms.seconds, width, color=COLORS[name], label=LABELS[name], yerr=spread)
-        memory.bar(at, 100.0 * whole.extra_memory[here].astype(float), width, color=COLORS[name])
-    for column, label, style in (("bytes_limit", "bytes that must move", "--"), ("exp_limit", "exponentials", ":")):
-        height = per_token[column][whole.implementation == "srpo"]
-        where = place[height.index]
-        times.hlines(height, where - 0.45, where + 0.45, color="black", linestyle=style, label=label)
-    for axes in (times, memory):
-        axes.set_xticks(range(len(shown)), [f"{dtype}\nN = {tokens}" for dtype, tokens in shown.items()])
-        axes.spines[["top", "right"]].set_visible(False)
-    if len(shown):
-        times.legend(frameon=False, ncols=2)
-        times.set_ylim(top=1.35 * times.get_ylim()[1])  # room for the legend
-    times.set_ylabel("ms per token")
+    middle = by_name.seconds
+    spread = [[middle[name] - by_name.seconds_p20[name], by_name.seconds_p80[name] - middle[name]] for name in middle]
+    middle.plot.bar(ax=times, yerr=spread, color=COLORS, rot=0, ylabel="ms per token", xlabel="")
+    for column, (label, style) in LIMITS.items():
+        for place, height in enumerate(by_name[column].get("srpo_verl", [])):
+            times.hlines(height, place - 0.45, place + 0.45, "black", style, label=label if place == 0 else None)
+    by_name.memory.plot.bar(ax=memory, color=COLORS, rot=0, logy=True, legend=False, xlabel="")
+    times.legend(frameon=False, ncols=2)
+    times.set_ylim(top=1.35 * times.get_ylim()[1])  # room for the legend
     times.set_title("Support, teacher scoring, entropy,\ndivergence forward and backward")
-    memory.set_yscale("log")
-    memory.yaxis.set_major_formatter("{x:g}")
-    memory.yaxis.set_minor_formatter(NullFormatter())
     memory.set_ylabel("% of one logits tensor")
     memory.set_title("Peak memory beyond both logits tensors\nand the gradient")
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch.utils.benchmark import Timer
 
 from scripts.bench.float64 import errors
 from scripts.bench.implementations import GROWTH, IMPLEMENTATIONS, Clock, Inputs, Result, Run, make_inputs
@@ -118,53 +119,31 @@ def times(case: Case, names: Sequence[str]) -> Times:
         measured.errors[name] = errors(inputs, result, IMPLEMENTATIONS[name].labels)
         measured.seconds[name] = []
         del result
-    heads = {name: _head(case, inputs, IMPLEMENTATIONS[name].run) for name in GROWTH if name in measured.seconds}
-    measured.head = {name: [] for name in heads}
-    copy, exp = _copy(case, inputs), _exp(inputs)
+    head, calls = inputs.at(slice(case.head_tokens)), min(8, -(-case.tokens // case.head_tokens))
+    measured.head = {name: [] for name in GROWTH if name in measured.seconds}
+    device, threads = inputs.student.device, torch.get_num_threads()
+    copied = torch.ones(min(COPY_BYTES, case.logits_bytes) // 4, device=device)
+    exponents = torch.linspace(
+        -20.0, 0.0, EXP_ELEMENTS_PER_THREAD * threads if device.type == "cpu" else 2**22, device=device
+    )
+    copy, exp = _timer("target.copy_(source)", copied), _timer("torch.exp(source, out=target)", exponents)
     for number in range(case.repeats):
         for name in list(measured.seconds)[:: 1 if number % 2 == 0 else -1]:
             seconds, result = _run(IMPLEMENTATIONS[name].run, inputs)
             measured.seconds[name].append(seconds)
             del result
-        for name, head in heads.items():
-            measured.head[name].append(head())
-        measured.copy.append(copy())
-        measured.exp.append(exp())
+        for name, seconds_of in measured.head.items():
+            few = [sum(_run(IMPLEMENTATIONS[name].run, head)[0].values()) for _ in range(calls)]
+            seconds_of.append(statistics.median(few))
+        measured.copy.append(2 * copied.nbytes / copy.timeit(3).mean)
+        measured.exp.append(exponents.numel() / exp.timeit(200).mean)
     measured.load = psutil.getloadavg()[0]
     return measured
 
 
-def _head(case: Case, inputs: Inputs, run: Run) -> Callable[[], float]:
-    """Seconds of the pipeline on the first tokens of the same logits, the median of a few runs."""
-    few, runs = inputs.at(slice(case.head_tokens)), min(8, -(-case.tokens // case.head_tokens))
-    return lambda: statistics.median(sum(_run(run, few)[0].values()) for _ in range(runs))
-
-
-def _rate(call: Callable[[], Any], device: torch.device, repeats: int, amount: int) -> Callable[[], float]:
-    """`amount` per second of a call, of some calls."""
-
-    def measure() -> float:
-        clock = Clock(device)
-        for _ in range(repeats):
-            call()
-        clock.mark("all")
-        return repeats * amount / clock.seconds["all"]
-
-    return measure
-
-
-def _copy(case: Case, inputs: Inputs) -> Callable[[], float]:
-    source = torch.ones(min(COPY_BYTES, case.logits_bytes) // 4, device=inputs.student.device)
-    target = torch.zeros_like(source)
-    return _rate(lambda: target.copy_(source), source.device, 3, 2 * source.nbytes)
-
-
-def _exp(inputs: Inputs) -> Callable[[], float]:
-    device = inputs.student.device
-    num = EXP_ELEMENTS_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else 2**22
-    source = torch.linspace(-20.0, 0.0, num, device=device)
-    target = torch.zeros_like(source)
-    return _rate(lambda: torch.exp(source, out=target), device, 200, num)
+def _timer(statement: str, source: torch.Tensor) -> Timer:
+    given = {"torch": torch, "source": source, "target": torch.zeros_like(source)}
+    return Timer(statement, globals=given, num_threads=torch.get_num_threads())
 
 
 def peak_memory(case: Case, names: Sequence[str]) -> int:

@@ -6,15 +6,16 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from recipes.quickstart.tokenizer import build_tokenizer
 from scripts.outside_ray import columns_of_rows, compose_worker, update_flags
+from scripts.random_model import save_random_qwen3
 
 GROUP = 5
 """Rows per rank come in multiples of this, so that shares of 0.2 and 0.4 are whole numbers of rows."""
@@ -23,9 +24,6 @@ TEMPLATE = 16
 """Tokens the teacher's template adds around the question and the demonstration."""
 
 STOCK, GRPO, FORWARD = "stock grpo", "grpo", "forward of all teacher tokens"
-EVERY = "teacher on every row"
-EVERY_SHARE = 0.4
-"""Distilled rows of that variant, whose teacher scores the others as well."""
 BALANCED, ONE_SIDED = "balanced", "all on one rank"
 
 
@@ -46,13 +44,10 @@ class Sizes:
 
 
 def make_model(directory: Path, vocabulary: int, hidden: int, layers: int) -> Path:
-    """Save a random Qwen3 with tied embeddings, and the tokenizer of the quickstart (which nothing here reads)."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from recipes.quickstart.tokenizer import build_tokenizer
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
+    """Save a random Qwen3 with tied embeddings, and the tokenizer of the quickstart, which nothing here reads."""
+    return save_random_qwen3(
+        directory,
+        build_tokenizer(),
         vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=3 * hidden,
@@ -63,9 +58,6 @@ def make_model(directory: Path, vocabulary: int, hidden: int, layers: int) -> Pa
         max_position_embeddings=4096,
         tie_word_embeddings=True,
     )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
-    build_tokenizer().save_pretrained(directory)
-    return directory
 
 
 def make_worker(name: str, model: Path, sizes: Sizes) -> Any:
@@ -148,28 +140,6 @@ class Rollouts:
         return tu.get_tensordict(columns, non_tensor_dict={**flags, **update_flags(rows * world_size)})
 
 
-@contextmanager
-def teacher_on_every_row(worker: Any, rollouts: Rollouts) -> Iterator[None]:
-    """The teacher also scores the rows that are not distilled, for nothing: what the shipped worker leaves out."""
-    from srpo_verl.verl_ext import fields
-    from srpo_verl.verl_ext.nested import jagged
-
-    shipped = worker._score
-
-    def score(data: Any) -> int:
-        rest = data.clone(recurse=False)
-        rest[fields.SDPO_ROW] = ~data[fields.SDPO_ROW]
-        rest[fields.TEACHER_INPUT_IDS] = jagged(list(rollouts.teacher))
-        rest[fields.SUPPORT] = jagged(list(rollouts.support))
-        return shipped(rest) + shipped(data)
-
-    worker._score = score
-    try:
-        yield
-    finally:
-        del worker._score
-
-
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     """Wall-clock time of a call that all ranks start together."""
     torch.distributed.barrier()
@@ -195,15 +165,10 @@ def one_rank(rank: int, model: Path, sizes: Sizes, shares: list[float], repeats:
         tu.assign_non_tensor(batch, compute_loss=False)
         return seconds(lambda: workers["grpo"].compute_log_prob(batch))[0]
 
-    def every_row() -> float:
-        with teacher_on_every_row(workers["srpo"], rollouts):
-            return update("srpo", round(EVERY_SHARE * sizes.rows))
-
     variants: dict[str, Callable[[], float]] = {
         STOCK: lambda: update("stock", None),
         GRPO: lambda: update("grpo", 0),
         FORWARD: forward,
-        EVERY: every_row,
     }
     for share in shares:
         variants[f"srpo {share:g}"] = lambda share=share: update("srpo", round(share * sizes.rows))  # type: ignore[misc]

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from recipes.quickstart.make_data import make_data
 from recipes.quickstart.tokenizer import build_tokenizer
 from recipes.runner import train
 from scripts.gpu_check.lines import FAIL, INACTIVE, PASS, Line, guarded, limited
+from scripts.random_model import save_random_qwen3
 from srpo_verl.launch.cells import ENTRY
 
 PART = "training"
@@ -87,18 +88,7 @@ def run(device: torch.device, small: bool, ranks: int, out: Path) -> Iterator[Li
 def make_model(directory: Path, shape: Mapping[str, Any]) -> Path:
     """Save a random Qwen3 in bf16, and the quickstart's tokenizer filled up to the vocabulary."""
     tokenizer = fill(build_tokenizer(), shape["vocab_size"])
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        **shape,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
-    model: Any = Qwen3ForCausalLM(config)
-    model.to(torch.bfloat16).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save_random_qwen3(directory, tokenizer, torch.bfloat16, tie_word_embeddings=True, **shape)
 
 
 def fill(tokenizer: PreTrainedTokenizerFast, length: int) -> PreTrainedTokenizerFast:

@@ -17,12 +17,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
-
 from recipes.quickstart.make_data import make_data
 from recipes.quickstart.tokenizer import build_tokenizer
 from recipes.runner import train
+from scripts.random_model import save_random_qwen3
 from srpo_verl.launch.cells import ENTRY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,8 +48,9 @@ def make_model(directory: Path) -> None:
     whether an update reaches it.
     """
     tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    config = Qwen3Config(
+    save_random_qwen3(
+        directory,
+        tokenizer,
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
@@ -62,12 +61,7 @@ def make_model(directory: Path) -> None:
         max_position_embeddings=256,
         tie_word_embeddings=False,
         initializer_range=0.1,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
     )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
 
 
 def training_command(model: Path, data: Path, run: Path, *, steps: int, ranks: int, extra: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from scripts import bench_step
-from scripts.bench.update_rounds import EVERY, FORWARD, GRPO, STOCK, Sizes
+from scripts.bench.update_rounds import FORWARD, GRPO, STOCK, Sizes
 from scripts.bench_step import summarize, summarize_ranks, violations
 
 
@@ -16,7 +16,6 @@ def rows(share_of_forward=0.2, zero=1.0, teacher=1.0):
         STOCK: [2.0, 4.0],
         GRPO: [1.0, 2.0],
         FORWARD: forward,
-        EVERY: [1.6, 3.2],
         "srpo 0": [zero, 2 * zero],
         "srpo 0.4": [1.0 + 0.4 * forward[0] * teacher, 2.0 + 0.4 * forward[1] * teacher],
         "srpo 1": [1.0 + forward[0] * teacher, 2.0 + forward[1] * teacher],
@@ -31,7 +30,6 @@ def test_ratios_are_of_the_same_round_and_predictions_of_the_teacher_tokens():
     assert by_variant["srpo 0.4"]["predicted"] == pytest.approx(1.08)
     assert by_variant["srpo 1"]["off"] == pytest.approx(0.0)
     assert by_variant["srpo 0"]["to_stock"] == pytest.approx(0.5)
-    assert by_variant["srpo 0.4"]["to_every"] == pytest.approx(1.08 / 1.6)
     assert "predicted" not in by_variant["srpo 0"]
     assert violations(list(by_variant.values())) == []
 
@@ -75,6 +73,5 @@ def test_the_command_runs(tmp_path):
     with (tmp_path / "bench_step.csv").open() as file:
         variants = [row["variant"] for row in csv.DictReader(file)]
     assert variants[-2:] == ["balanced", "all on one rank"]
-    assert EVERY in variants
     assert [name for name in variants if name.startswith("srpo ")] == ["srpo 0", "srpo 0.2", "srpo 0.4", "srpo 1"]
     assert (tmp_path / "bench_step.png").stat().st_size > 0
