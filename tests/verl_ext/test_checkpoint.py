@@ -63,10 +63,13 @@ def test_a_damaged_file_is_named_with_another_checkpoint(tmp_path):
         check_shards(str(actor), rank, 2)
     check_shards(str(tmp_path / "nowhere"), 0, 2)
     path = actor / "optim_world_size_2_rank_1.pt"
-    path.write_bytes(path.read_bytes()[:-200])
-    check_shards(str(actor), 0, 2)
-    with pytest.raises(ValueError, match=rf"{path} is half-written or damaged; no other checkpoint"):
-        check_shards(str(actor), 1, 2)
+    saved = path.read_bytes()
+    middle = saved.index(bytes(400))  # the tensor's own bytes: torch.load would take them for weights
+    for damaged in (saved[:-200], saved[:middle] + b"\1" + saved[middle + 1 :]):
+        path.write_bytes(damaged)
+        check_shards(str(actor), 0, 2)
+        with pytest.raises(ValueError, match=rf"{path} is half-written or damaged; no other checkpoint"):
+            check_shards(str(actor), 1, 2)
     path.unlink()
     checkpoints.mark(tmp_path, 10, None)
     with pytest.raises(ValueError, match=r"is missing; resume from another one: .*/global_step_10$"):
