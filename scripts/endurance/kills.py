@@ -28,7 +28,7 @@ def killed_run(arguments: Sequence[str], folder: Path, rng: random.Random, mean:
     """Start, kill, start again, until the run ends; the kills. Raises RuntimeError, TimeoutError.
 
     Args:
-        mean: seconds from the first line of the log to a kill, of those that do not fall into the start.
+        mean: seconds from the first training step to a kill, of those that do not fall into the start.
     """
     kills: list[Kill] = []
     while True:
@@ -50,7 +50,7 @@ def _wait(process: subprocess.Popen, log: Path, started: float, rng: random.Rand
     in_start = rng.random() < IN_START
     at = started + rng.uniform(0, START_S) if in_start else None
     while process.poll() is None:
-        if at is None and _since([log], started):
+        if at is None and _trains(log, started):
             at = time.time() + rng.expovariate(1 / mean)
         if at is not None and time.time() >= at:
             return None
@@ -67,7 +67,12 @@ def moment(folder: Path, started: float) -> str:
         return "save"
     if _since(root.glob(f"*{checkpoints.REMOVED}"), started):
         return "removal"
-    return "step" if _since([folder / LOG], started) else "start"
+    return "step" if _trains(folder / LOG, started) else "start"
+
+
+def _trains(log: Path, started: float) -> bool:
+    """Whether this attempt has logged a training step: the first line is the validation before it."""
+    return _since([log], started) and log.read_text().count("\n") > 1
 
 
 def _since(paths: Iterable[Path], started: float) -> bool:
