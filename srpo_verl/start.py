@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from importlib import import_module
@@ -27,6 +28,10 @@ from srpo_verl.preflight.run import before_ray
 from srpo_verl.stall import take_word
 from srpo_verl.stopping import stop_on_sigterm
 
+TASK_EVENTS, TASK_EVENTS_KEPT = "RAY_task_events_max_num_task_in_gcs", 5_000
+"""Ray's server keeps the events of 100,000 tasks, and grows for thousands of steps. So many are those of the last
+hundred steps and more on one machine, for `ray list tasks`."""
+
 
 def output_of_run(config: DictConfig) -> Path:
     """The file for what the processes of a run print: beside its log, absolute."""
@@ -46,6 +51,7 @@ class ConfigCheck(Callback):
             srpo = check_start(config)
             before_ray(config, srpo)
             stop_on_sigterm(config.trainer.default_local_dir)
+            os.environ.setdefault(TASK_EVENTS, str(TASK_EVENTS_KEPT))
             if is_quiet() and HydraConfig.initialized():
                 output = output_of_run(config)
                 everything_into(output)

@@ -1,5 +1,6 @@
 """The composed configuration as a whole: every setting of veRL that SRPO depends on."""
 
+import os
 from copy import deepcopy
 from importlib.resources import files
 
@@ -12,7 +13,7 @@ from srpo_verl.algos.routings import ROUTINGS, effects_of
 from srpo_verl.config.check import check_run
 from srpo_verl.config.schema import parse
 from srpo_verl.errors import ConfigError
-from srpo_verl.start import ConfigCheck
+from srpo_verl.start import TASK_EVENTS, ConfigCheck
 from tests.config import NAMES, compose
 
 ACTOR, MODEL, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
@@ -317,6 +318,17 @@ def test_the_callback_ends_the_process_with_the_message_alone(change, monkeypatc
         ConfigCheck().on_job_start(change(**{"srpo.weighting.beta": -1}))
     assert str(raised.value.code).startswith("srpo_verl: srpo.weighting.beta=-1: ")
     ConfigCheck().on_job_start(change())
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "5000"), ("7", "7")])
+def test_ray_keeps_the_events_of_few_tasks(own, expected, change, monkeypatch):
+    """Its server's memory would grow for thousands of steps; who sets the variable has his own."""
+    monkeypatch.setenv("SRPO_PREFLIGHT", "off")
+    monkeypatch.setenv(TASK_EVENTS, own or "")
+    if own is None:
+        monkeypatch.delenv(TASK_EVENTS)
+    ConfigCheck().on_job_start(change())
+    assert os.environ[TASK_EVENTS] == expected
 
 
 def test_the_callback_ends_the_process_where_the_plugin_is_not_in_place(change, monkeypatch):
