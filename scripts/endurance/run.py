@@ -18,7 +18,8 @@ from srpo_verl import console, cpu
 from srpo_verl.launch.sessions import end_session
 from tests.support import TINY_SRPO, tiny_run
 
-STEPS = 8
+STEPS = 20
+"""Some seconds: Ray lets a SIGTERM wait for one or two of them."""
 LIMIT_S = 600.0
 
 

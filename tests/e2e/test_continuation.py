@@ -24,7 +24,13 @@ VARIANTS = {
         f"{ACTOR}.fsdp_config.optimizer_offload=true",
         "srpo.teacher.cpu_offload=true",
     ],
-    "LoRA": [f"{MODEL}.lora_rank=4", f"{MODEL}.lora_alpha=8", f"{MODEL}.lora.merge=true"],
+    "LoRA": [
+        f"{MODEL}.lora_rank=4",
+        f"{MODEL}.lora_alpha=8",
+        f"{MODEL}.lora.merge=true",
+        # Else veRL draws the first adapters without a seed, and no two runs are the same.
+        f"{ACTOR}.fsdp_config.full_determinism=true",
+    ],
 }
 
 
@@ -34,7 +40,7 @@ def tail(folder):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_exactly(variant, tmp_path):
-    arguments = [*arguments_of(tmp_path / "inputs", steps=6), *VARIANTS[variant]]
+    arguments = [*arguments_of(tmp_path / "inputs"), *VARIANTS[variant]]
     whole, folder = tmp_path / "whole", tmp_path / "run"
     assert Started(arguments, whole).wait() == 0, tail(whole)
     run, log = Started(arguments, folder), folder / "srpo.jsonl"
@@ -42,4 +48,4 @@ def test_exactly(variant, tmp_path):
     run.terminate()
     assert run.wait() == RESUMABLE, tail(folder)
     assert Started(arguments, folder).wait() == 0, tail(folder)
-    assert difference(folder, whole, step=6) < 1e-6
+    assert difference(folder, whole) < 1e-6
