@@ -28,9 +28,9 @@ from srpo_verl.preflight.run import before_ray
 from srpo_verl.stall import take_word
 from srpo_verl.stopping import stop_on_sigterm
 
-TASK_EVENTS, TASK_EVENTS_KEPT = "RAY_task_events_max_num_task_in_gcs", 5_000
-"""Ray's server keeps the events of 100,000 tasks, and grows for thousands of steps. So many are those of the last
-hundred steps and more on one machine, for `ray list tasks`."""
+TASK_EVENTS, TASK_EVENTS_KEPT = "RAY_task_events_max_num_task_in_gcs", 1_000
+"""Ray's server keeps the events of 100,000 tasks, and grows for thousands of steps. So many are what `ray list tasks`
+shows unless it is asked for more, ten times over."""
 
 
 def output_of_run(config: DictConfig) -> Path:

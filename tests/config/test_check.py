@@ -320,7 +320,7 @@ def test_the_callback_ends_the_process_with_the_message_alone(change, monkeypatc
     ConfigCheck().on_job_start(change())
 
 
-@pytest.mark.parametrize(("own", "expected"), [(None, "5000"), ("7", "7")])
+@pytest.mark.parametrize(("own", "expected"), [(None, "1000"), ("7", "7")])
 def test_ray_keeps_the_events_of_few_tasks(own, expected, change, monkeypatch):
     """Its server's memory would grow for thousands of steps; who sets the variable has his own."""
     monkeypatch.setenv("SRPO_PREFLIGHT", "off")
