@@ -361,9 +361,10 @@ def short(study: Study) -> list[str]:
     """A line a pair of SHORT: best and last checkpoint at the end."""
     lines = []
     for pair in SHORT:
-        cells = [f"{judge} checkpoint {_cell(verdicts.compare(study, *pair, judge, END))}" for judge in JUDGES]
+        at_end = [verdicts.compare(study, *pair, judge, END) for judge in JUDGES]
+        cells = [f"{judge} checkpoint {_cell(comparison)}" for judge, comparison in zip(JUDGES, at_end, strict=True)]
         one, other = (plan.METHODS[method].title for method in pair)
-        lines.append(f"* {one} against {other}: {'; '.join(cells)}")
+        lines.append(f"* {one} against {other}, {at_end[0].pairs} pairs of runs: {'; '.join(cells)}")
     return lines
 
 
