@@ -26,8 +26,8 @@ from scripts.bench.time_and_memory import Case, CaseFailed, Times, in_a_process,
 DTYPES = ("float32", "bfloat16", "float16")
 BUSY = 0.5
 """Load average at the start from which on timings are not to be trusted."""
-EAGER_TENSORS = 12
-"""As large as the logits in fp32: what the eager path may have at once."""
+OUR_TENSORS, OTHER_TENSORS = 4, 7
+"""As large as the logits in fp32: what SRPO's functions and what others have at once, inputs and gradient included."""
 
 NotRun = dict[tuple[str, int, str], str]
 
@@ -107,8 +107,9 @@ def measure(args: argparse.Namespace, dtype: str, not_run: NotRun) -> Iterator[t
             name: _answer(peak_memory, case, [name], not_run) for name in applicable(dtype) if name != "logsumexp"
         }
         extra = {name: peak for name, peak in peaks.items() if peak is not None}
-        answer = _answer(times, case, [*extra, "logsumexp"], not_run) if "srpo" in extra else None
-        if answer is not None:
+        if "srpo" not in extra:
+            not_run.update({(dtype, tokens, name): "srpo was not" for name in [*extra, "logsumexp"]})
+        elif (answer := _answer(times, case, [*extra, "logsumexp"], not_run)) is not None:
             not_run.update({(dtype, tokens, name): reason for name, reason in answer.not_run.items()})
             yield case, answer, extra
 
@@ -117,16 +118,17 @@ def _answer(step: Callable[..., Any], case: Case, names: Sequence[str], not_run:
     """Of a process of its own; None where it has none, and `not_run` says why."""
     print(f"{case.dtype}, N = {case.tokens}: {step.__name__} of {', '.join(names)}", file=sys.stderr)
     try:
-        if reason := _does_not_fit(case):
+        if reason := _does_not_fit(case, names):
             raise CaseFailed(reason)
         return in_a_process(step, case, names)
     except CaseFailed as error:
         not_run.update({(case.dtype, case.tokens, name): str(error) for name in names})
 
 
-def _does_not_fit(case: Case) -> str | None:
-    """A reason where the free memory is less than the eager path may take; else None."""
-    needed, free = EAGER_TENSORS * case.tokens * case.vocab * 4, psutil.virtual_memory().available
+def _does_not_fit(case: Case, names: Sequence[str]) -> str | None:
+    """A reason where the free memory is less than one of the implementations may take; else None."""
+    tensors = max(OTHER_TENSORS if name.startswith(("eager", "trl")) else OUR_TENSORS for name in names)
+    needed, free = tensors * case.tokens * case.vocab * 4, psutil.virtual_memory().available
     if case.device != "cpu" or needed <= free:
         return None
     return f"needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"

@@ -29,8 +29,8 @@ from srpo_verl.stall import take_word
 from srpo_verl.stopping import stop_on_sigterm
 
 TASK_EVENTS, TASK_EVENTS_KEPT = "RAY_task_events_max_num_task_in_gcs", 1_000
-"""Ray's server keeps the events of 100,000 tasks, and grows for thousands of steps. So many are what `ray list tasks`
-shows unless it is asked for more, ten times over."""
+"""By default Ray's server keeps the events of 100,000 tasks, and grows for thousands of steps; `ray list tasks` shows
+100 of them if it is not asked for more."""
 
 
 def output_of_run(config: DictConfig) -> Path:

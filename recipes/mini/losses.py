@@ -46,7 +46,7 @@ def told_by_method(runs: Iterable[Log]) -> dict[str, Counter[str]]:
     for log in runs:
         test = accuracy(log, "test")
         curve = [(step, (value + test[step]) / 2) for step, value in accuracy(log).items() if step in test]
-        # Every teacher of the study is an average; the other settings are the configurations' own.
+        # Every teacher of the study is an average. What a log alone does not say of the rest stays unknown.
         settings = Settings(teacher_kind="ema" if METHODS[log.cell.method].has_teacher else None)
         raised = [alarm.step for alarm in review(sorted(log.steps.items()), settings)]
         counts[log.cell.method][told(first_loss(curve), min(raised, default=None))] += 1

@@ -14,11 +14,19 @@ LIMITS = {"bytes_limit": ("bytes that must move", "--"), "exp_limit": ("exponent
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
     """Bars of the pipeline with 20 to 80 % spread, and the lower limits as lines."""
-    whole = rows[(rows.phase == "pipeline") & (rows.tokens == rows.tokens.max()) & rows.implementation.isin(LABELS)]
-    whole = whole.assign(name=whole.implementation.map(LABELS), memory=100.0 * whole.extra_memory.astype(float))
+    whole = rows[(rows.phase == "pipeline") & rows.implementation.isin(LABELS)]
+    # The largest case of every dtype that SRPO's functions and the eager path both went through.
+    both = whole[whole.implementation.isin(("srpo", "eager"))].groupby(["dtype", "tokens"], sort=False).phase.count()
+    shown = both[both == 2].reset_index().groupby("dtype", sort=False).tokens.max()
+    whole = whole[whole.tokens == whole["dtype"].map(shown)]
+    if whole.empty:
+        return
+    case = whole["dtype"] + "\nN = " + whole.tokens.astype(str)
+    share = 100.0 * whole.extra_memory.astype(float)
+    whole = whole.assign(case=pd.Categorical(case, case.unique()), name=whole.implementation.map(LABELS), memory=share)
     for column in ("seconds", "seconds_p20", "seconds_p80", *LIMITS):
         whole[column] *= 1e3 / whole.tokens
-    by_name = whole.pivot(index="dtype", columns="name")
+    by_name = whole.pivot(index="case", columns="name")
     figure = Figure(figsize=(10.4, 4.2), layout="constrained")
     times, memory = figure.subplots(1, 2)
     middle = by_name.seconds
@@ -28,6 +36,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
         for place, height in enumerate(by_name[column].get("srpo_verl", [])):
             times.hlines(height, place - 0.45, place + 0.45, "black", style, label=label if place == 0 else None)
     by_name.memory.plot.bar(ax=memory, color=COLORS, rot=0, logy=True, legend=False, xlabel="")
+    memory.yaxis.set_major_formatter("{x:g}")
     times.legend(frameon=False, ncols=2)
     times.set_ylim(top=1.35 * times.get_ylim()[1])  # room for the legend
     times.set_title("Support, teacher scoring, entropy,\ndivergence forward and backward")

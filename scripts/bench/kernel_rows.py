@@ -18,7 +18,8 @@ COLUMNS = [
     *("extra_memory", "gradient_error", "entropy_error"),
 ]
 """Of kernels.csv; docs/performance/columns.md says what they are."""
-SHOWN = ["dtype", "tokens", *(name for name in COLUMNS[8:] if not name.startswith("seconds_p"))]
+RESULTS = COLUMNS[COLUMNS.index("implementation") :]
+SHOWN = ["dtype", "tokens", *(name for name in RESULTS if not name.startswith("seconds_p"))]
 """On the console."""
 
 TRAFFIC = {

@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from scripts.endurance.run import LIMIT_S, Started, arguments_of, difference
+from scripts.endurance.run import LIMIT_S, LOG, Started, arguments_of, difference
 from srpo_verl import checkpoints
 
 STEPS = 60
 """Of a run: some twenty seconds, with a checkpoint every second step."""
 IN_START, START_S = 0.5, 30.0
 """The share of the kills that falls into the first seconds; a start takes longer than all steps."""
-LOG = "srpo.jsonl"
 
 Kill = tuple[float, str]
 """Seconds after a start, and into what the kill fell: start, step, save or removal."""
@@ -84,7 +83,7 @@ def kills(out: Path, wanted: int, seed: int, mean: float) -> None:
     """Runs until there were so many kills in all; prints the table of all that are on record."""
     arguments, record = arguments_of(out / "inputs", STEPS), out / "kills.jsonl"
     whole = out / "whole"
-    if not (whole / "checkpoints" / f"global_step_{STEPS}" / "srpo_checkpoint.json").exists():
+    if not (whole / "checkpoints" / f"global_step_{STEPS}" / checkpoints.MARK).exists():
         shutil.rmtree(whole, ignore_errors=True)
         if Started(arguments, whole).wait() != 0:
             raise RuntimeError(f"{whole}: the run that is not killed has failed; see its stdout.log")
@@ -98,10 +97,8 @@ def kills(out: Path, wanted: int, seed: int, mean: float) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         found = killed_run(arguments, folder, random.Random(f"{seed}-{number}"), mean)
         with record.open("a") as stream:
-            print(
-                json.dumps({"run": number, "kills": found, "difference": difference(folder, whole, STEPS)}),
-                file=stream,
-            )
+            result = {"run": number, "kills": found, "difference": difference(folder, whole, STEPS)}
+            print(json.dumps(result), file=stream)
         shutil.rmtree(folder)
 
 

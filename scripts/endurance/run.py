@@ -21,6 +21,8 @@ from tests.support import TINY_SRPO, tiny_run
 STEPS = 20
 """Some seconds: Ray lets a SIGTERM wait for one or two of them."""
 LIMIT_S = 600.0
+LOG = "srpo.jsonl"
+"""Of an attempt, in the run's folder."""
 
 
 def arguments_of(root: Path, steps: int = STEPS) -> list[str]:
@@ -44,7 +46,7 @@ class Started:
         folder.mkdir(parents=True, exist_ok=True)
         # Sockets of Ray need a short path.
         self._ray = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        environment = {**run_environment(folder / "srpo.jsonl", self._ray), console.VARIABLE: "full"}
+        environment = {**run_environment(folder / LOG, self._ray), console.VARIABLE: "full"}
         for variable in (cpu.PLATFORM_VARIABLE, cpu.ENGINE_VARIABLE):
             environment.pop(variable, None)
         command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]

@@ -10,7 +10,7 @@ import pandas as pd
 import psutil
 from matplotlib.figure import Figure
 
-from scripts.endurance.run import Started, arguments_of
+from scripts.endurance.run import LOG, Started, arguments_of
 from srpo_verl.launch.sessions import processes
 from tests.support import read_metrics
 
@@ -29,7 +29,7 @@ def soak(out: Path, steps: int) -> None:
     arguments = [*arguments_of(out / "inputs", steps), "trainer.test_freq=50", "trainer.save_freq=50"]
     samples, folder = out / "samples.csv", out / "run"
     attempt = 1 + (int(pd.read_csv(samples).attempt.max()) if samples.exists() else 0)
-    run, log = Started(arguments, folder), folder / "srpo.jsonl"
+    run, log = Started(arguments, folder), folder / LOG
     try:
         while run.process.poll() is None:
             time.sleep(SAMPLE_S)
@@ -71,7 +71,7 @@ def _measure(leader: int) -> list[tuple[str, int, float, int, int]]:
 def _seconds(folder: Path) -> pd.DataFrame:
     """Step and seconds, of all attempts."""
     found: dict[int, float] = {}
-    for log in [*sorted(folder.glob("attempt-*/srpo.jsonl")), folder / "srpo.jsonl"]:
+    for log in [*sorted(folder.glob(f"attempt-*/{LOG}")), folder / LOG]:
         found |= {
             step: values["timing_s/step"] for step, values in read_metrics(log).items() if "timing_s/step" in values
         }

@@ -3,6 +3,7 @@
 import csv
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -53,9 +54,10 @@ def test_command_writes_the_csv_and_the_figure(measured, rows):
 
 def test_every_implementation_in_every_phase(rows):
     seen = {(row["implementation"], row["phase"]) for row in rows}
-    whole = [name for name in applicable("bfloat16") if name not in ("logsumexp", "trl")]
+    whole = ("srpo", "srpo_engine", "eager", "eager_labels", "eager_cast")
     expected = {(name, phase) for name in whole for phase in TRAFFIC}
     expected |= {("logsumexp", "teacher")} | {(f"{name}, first 5 tokens", "per_token") for name in GROWTH}
+    expected |= {("trl", "pipeline")} if implementations.trl_version() else set()
     assert seen == expected
     assert len(rows) == len(expected)
 
@@ -116,8 +118,16 @@ def case_of(tokens, vocab=10):
 
 
 def test_a_case_larger_than_the_memory_is_not_started():
-    assert re.match(r"needs .* GiB are free", bench_kernels._does_not_fit(case_of(2**40, 600)))
-    assert bench_kernels._does_not_fit(case_of(1, 600)) is None
+    assert re.match(r"needs .* GiB are free", bench_kernels._does_not_fit(case_of(2**40, 600), ["srpo"]))
+    assert bench_kernels._does_not_fit(case_of(1, 600), ["srpo", "eager"]) is None
+
+
+def test_srpos_functions_are_measured_where_others_do_not_fit(monkeypatch):
+    case = case_of(1000, 1000)
+    free = SimpleNamespace(available=5 * case.logits_bytes)
+    monkeypatch.setattr(bench_kernels.psutil, "virtual_memory", lambda: free)
+    assert bench_kernels._does_not_fit(case, ["srpo", "srpo_engine", "logsumexp"]) is None
+    assert bench_kernels._does_not_fit(case, ["srpo", "eager"])
 
 
 def test_large_cases_are_judged_and_the_worst_counts():
