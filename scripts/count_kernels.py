@@ -79,7 +79,7 @@ class Line:
 def engine(case: Case, compile_kernels: bool = False) -> list[Line]:
     """The engine's calls over one micro-batch, and their sum."""
     name = f"engine{' compiled' if compile_kernels else ''}, {case.share:.0%} distilled".replace("%", " %")
-    counts = EngineCalls(case, compile_kernels).run()
+    counts = EngineCalls(case, Meter(), compile_kernels).run()
     counts["all"] = sum(counts.values(), Count())
     return [Line(name, call, count) for call, count in counts.items()]
 

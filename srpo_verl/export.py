@@ -125,6 +125,8 @@ class Merger(FSDPModelMerger):
 
     def __init__(self, config: ModelMergerConfig, teacher_adapters: Path | None = None):
         super().__init__(config)
+        # What the run attended with is no part of the model: who loads it may not have it (`packed_sdpa`, flash-attn).
+        self.model_config._attn_implementation = None
         self.teacher_adapters = teacher_adapters
 
     def save_hf_model_and_tokenizer(self, state_dict: dict[str, torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The engine's own calls for one micro-batch, on meta tensors: what `scripts.count_kernels` counts."""
+"""The engine's own calls for one micro-batch: what `scripts.count_kernels` counts and `bench_engine_calls` times."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 from unittest import mock
 
 import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
-from scripts.bench.gpu_meter import Count, Meter
 from srpo_verl.algos import compiled_passes
 from srpo_verl.config.schema import DistillationConfig, KernelsConfig
 from srpo_verl.verl_ext.engine import TOKENS, SrpoEngine
@@ -23,6 +22,20 @@ from srpo_verl.verl_ext.response_tokens import ResponseTokens
 ROWS = 20
 PROMPT = 64
 """Tokens of a prompt; their logits are not computed."""
+
+Found = TypeVar("Found")
+
+
+class Observer(AbstractContextManager, Protocol[Found]):
+    """`gpu_meter.Meter`, which counts on meta tensors, or `gpu_stopwatch.Stopwatch`, which times on a device."""
+
+    count: Found
+
+    def fused(self, function: Callable[..., None]) -> Callable[..., None]: ...
+
+    def known(self, tensor: torch.Tensor) -> torch.Tensor: ...
+
+    def logits(self, num_tokens: int, vocab: int, dtype: torch.dtype) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -46,44 +59,49 @@ class Case:
         ]
 
 
-class EngineCalls:
-    """The engine's calls over one micro-batch. Its logits exist beforehand and do not count as memory."""
+class EngineCalls(Generic[Found]):
+    """The engine's calls over one micro-batch. Its logits exist beforehand and do not count as memory.
 
-    def __init__(self, case: Case, compile_kernels: bool = False):
+    `meter`: counts them on meta tensors, or takes their time on a device.
+    """
+
+    def __init__(self, case: Case, meter: Observer[Found], compile_kernels: bool = False):
         self.case, self.rows = case, case.rows()
-        self.meter = Meter()
+        self.meter = meter
         self.routes = {SDPO_ROW: torch.tensor([here for _, here in self.rows])}
         self.engine = object.__new__(SrpoEngine)
         self.engine.distillation = DistillationConfig(top_k=case.support, divergence_alpha=0.5, tail=True, is_clip=2.0)
         self.engine.kernels = KernelsConfig(compile=compile_kernels)
 
-    def run(self) -> dict[str, Count]:
-        """Counts by call; a call that no row needs is not there."""
+    def run(self) -> dict[str, Found]:
+        """By call, what was found; a call that no row needs is not there."""
         distilled = [(length, True) for length, here in self.rows if here]
         support = {SUPPORT: [self._ids(length) for length, _ in distilled]}
         wanted = {WANT_SUPPORT: True} if distilled else {}
-        counts = {
-            "old log-probs, entropy, support": self._forward(self.rows, self.routes, calculate_entropy=True, **wanted),
-            "teacher scores": self._forward(distilled, support, **{SCORE: True}) if distilled else Count(),
+        old = self._forward(self.rows, self.routes, calculate_entropy=True, **wanted)
+        teacher = {"teacher scores": self._forward(distilled, support, **{SCORE: True})} if distilled else {}
+        forward, backward = self._update()
+        return {
+            "old log-probs, entropy, support": old,
+            **teacher,
+            "update, forward": forward,
+            "update, backward": backward,
         }
-        counts |= dict(zip(("update, forward", "update, backward"), self._update(), strict=True))
-        return {call: count for call, count in counts.items() if count.launches}
 
     def _ids(self, length: int) -> torch.Tensor:
         return torch.arange(self.case.support, dtype=torch.int32).repeat(length)
 
-    def _logits(self, rows: list[tuple[int, bool]], **options: Any) -> torch.Tensor:
-        num_tokens = sum(length for length, _ in rows)
-        return torch.empty(num_tokens, self.case.vocab, dtype=self.case.dtype, device="meta", **options)
+    def _logits(self, rows: list[tuple[int, bool]]) -> torch.Tensor:
+        return self.meter.logits(sum(length for length, _ in rows), self.case.vocab, self.case.dtype)
 
-    def _forward(self, rows: list[tuple[int, bool]], fields: dict[str, Any], **flags: Any) -> Count:
+    def _forward(self, rows: list[tuple[int, bool]], fields: dict[str, Any], **flags: Any) -> Found:
         logits_MV = self._logits(rows)
         with torch.no_grad():
             return self._outputs(rows, fields, logits_MV, **flags)[0]
 
     def _outputs(
         self, rows: list[tuple[int, bool]], fields: dict[str, Any], logits_MV: torch.Tensor, **flags: Any
-    ) -> tuple[Count, dict[str, torch.Tensor]]:
+    ) -> tuple[Found, dict[str, torch.Tensor]]:
         """What the engine makes of the logits, as veRL calls it."""
         fields = {
             "input_ids": [torch.zeros(PROMPT + length, dtype=torch.int64) for length, _ in rows],
@@ -93,7 +111,7 @@ class EngineCalls:
         batch = TensorDict({name: self._on_device(value) for name, value in fields.items()}, batch_size=[len(rows)])
         tu.assign_non_tensor(batch, use_remove_padding=True, temperature=1.0, **flags)
         length = sum(PROMPT + length for length, _ in rows)
-        self.meter.count = Count()
+        self.meter.count = type(self.meter.count)()
         with self._fused(), self.meter:
             tokens = ResponseTokens(batch, length, selects=True)
             outputs = self.engine.prepare_model_outputs(
@@ -114,17 +132,17 @@ class EngineCalls:
         )
 
     def _fused(self) -> AbstractContextManager[Callable[..., Any]]:
-        """The compiler does not run on meta tensors: what it gets counts as the one kernel that it makes of it."""
+        """The compiler does not run on meta tensors: what it gets counts there as the kernel that it makes of it."""
         return mock.patch.object(compiled_passes, "compiled", self.meter.fused)
 
-    def _update(self) -> tuple[Count, Count]:
+    def _update(self) -> tuple[Found, Found]:
         """Forward and backward."""
         fields: dict[str, Any] = dict(self.routes)
         if any(here for _, here in self.rows):
             filler = torch.zeros(1, dtype=torch.int32)
             fields[SUPPORT] = [self._ids(length) if here else filler for length, here in self.rows]
             fields[TEACHER_LOG_PROBS] = [torch.full((len(ids),), -6.0) for ids in fields[SUPPORT]]
-        source = self._logits(self.rows, requires_grad=True)
+        source = self._logits(self.rows).requires_grad_()
         logits_MV = source.view_as(source)  # what a layer made: the gradient may take its memory
         forward, outputs = self._outputs(self.rows, fields, logits_MV)
         # Rows of the policy loss have a gradient of their log-probs, distilled ones of their divergence.
@@ -137,7 +155,7 @@ class EngineCalls:
             losses.append(outputs[DIVERGENCE])
             grads.append(self.meter.known(mask))
         del outputs
-        self.meter.count = Count()
+        self.meter.count = type(self.meter.count)()
         with self._fused(), self.meter:
             torch.autograd.grad(losses, logits_MV, grads)
         return forward, self.meter.count

@@ -113,6 +113,10 @@ class Meter(TorchDispatchMode):
         self._remember(meta, tensor)
         return meta
 
+    def logits(self, num_tokens: int, vocab: int, dtype: torch.dtype) -> torch.Tensor:
+        """Logits of whose numbers nothing is known; not counted."""
+        return torch.empty(num_tokens, vocab, dtype=dtype, device="meta")
+
     def values(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The known values; None: not known."""
         if tensor.device.type == "cpu":
