@@ -82,7 +82,7 @@ def header(engine: Engine) -> list[str]:
     """What a reader of the file has to know."""
     return [
         f"# Everything that srpo-verl[{engine.extra}] installs on Linux x86-64, Python {', '.join(PYTHONS)}.",
-        f"# Resolved {date.today()} by `python -m scripts.constraints write`; not installed, not run on a GPU.",
+        f"# Resolved {date.today()} by `python -m scripts.constraints write`. docs/gpu.md says what was run.",
         "# A complete list: pip install --no-deps -r this file. docs/gpu.md has the order, and flash-attn's wheel.",
         *([f"# Resolved under {engine.overrides}, which says why."] if engine.overrides else []),
     ]

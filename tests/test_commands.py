@@ -95,8 +95,12 @@ WAYS: dict[str, RunBy | Here | NotRun] = {
         "recipes/test_mini_study.py::test_the_page_in_the_repository_is_made_from_the_logs_in_it"
     ),
     "python -m recipes.mini.failing*": NotRun(),
+    "python -m recipes.mini.on_gpu*": NotRun(),
     # scripts
     "python -m scripts.count_kernels*": by("scripts/test_count_kernels.py::test_limits"),
+    "python -m scripts.bench_engine_calls*": by(
+        "scripts/test_bench_engine_calls.py::test_the_command_writes_a_row_per_call"
+    ),
     "python -m scripts.kernel_errors*": by("scripts/test_kernel_errors.py::test_an_error_is_seen"),
     "python -m scripts.bench_kernels --device cuda": NotRun(),
     "python -m scripts.bench_kernels*": by(

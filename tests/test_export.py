@@ -5,6 +5,8 @@ The checkpoints are those of the shipped worker, saved after one step by ranks o
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srpo_verl import checkpoints, safe_loading
 from srpo_verl import export as module
+from srpo_verl.cpu import attention
 from srpo_verl.export import ExportError, export, find_step, join_adapters, merge_adapters
 from tests.support import tiny_model
 from tests.verl_ext import harness
@@ -125,6 +128,7 @@ def test_veRLs_adapter_folder_and_peft_give_the_same_model(runs, exported, base,
         hf_model_config_path=str(actor / "huggingface"),
     )
     (tmp_path / "apart").mkdir()
+    attention.register()  # of the run on the CPU, which veRL's own merger keeps
     module.FSDPModelMerger(config).merge_and_save()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "apart", dtype=torch.float32)
     peft_model = PeftModel.from_pretrained(model, tmp_path / "apart" / "lora_adapter").merge_and_unload()
@@ -163,6 +167,20 @@ def test_the_command(runs, tmp_path, capsys):
     assert module.main([str(runs[0] / "frozen"), "--teacher", "--out", str(tmp_path / "other")]) == 1
     assert "A frozen teacher is the model that the run started from" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_on_the_cpu_is_exported_and_loaded_where_its_attention_is_not_known(runs, tmp_path):
+    """In processes without the CPU's platform, which registers `packed_sdpa`, the attention of such a run."""
+    saved = json.loads((runs[0] / "fsdp2" / "actor" / "huggingface" / "config.json").read_text())
+    assert saved["attn_implementation"] == "packed_sdpa", "nothing left to test"
+    environment = {name: value for name, value in os.environ.items() if name != "VERL_PLATFORM"}
+    load = "import sys, transformers; transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])"
+    for command in (
+        ["-m", "srpo_verl", "export", str(runs[0] / "fsdp2"), "--out", str(tmp_path / "out")],
+        ["-c", load, str(tmp_path / "out")],
+    ):
+        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_no_code_of_a_file_runs(runs, tmp_path):

@@ -20,7 +20,7 @@ TIMEOUT = 3600
 
 
 def overrides(engine: str) -> list[str]:
-    """What turns the CPU's command into a GPU's: a model of half a million parameters needs little of its memory."""
+    """What turns the CPU's command into a GPU's; a model of half a million parameters needs little memory."""
     return [
         "platform=gpu",
         f"{ROLLOUT}.name={engine}",

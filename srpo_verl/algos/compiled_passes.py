@@ -17,7 +17,9 @@ from srpo_verl.algos.rows import RowIndex
 class CompiledPasses(Passes):
     """Every pass compiled into one kernel; the first call of a process waits for the compiler."""
 
-    chunk_elements = 2**25
+    # A call of compiled code takes the host some 0.2 ms, as long as the kernel needs for hundreds of rows. On an H200
+    # the engine's calls took 0.80 of their time with four times 2**25, and 0.87 with sixteen times.
+    chunk_elements = 2**27
     topk_rows = AcceleratorPasses.topk_rows
     block_elements = AcceleratorPasses.block_elements
 

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from recipes.mini import figures, findings, logs, plan, run, statistics, study, verdicts
+from recipes.mini import figures, findings, logs, on_gpu, plan, run, statistics, study, verdicts
 from recipes.mini.best import ACCURACY, Study, best_within, choose_rates, last_within
 from recipes.mini.logs import Log
 from recipes.mini.plan import Cell
+from recipes.mini.run import command_of
+from srpo_verl.config.check import check_run
+from srpo_verl.launch.checks import compose_command
 
 RATES = dict.fromkeys(plan.MAIN, 3e-4)
 START = {"accuracy_plain": 0.2, "accuracy_demonstration": 0.5, "seconds": 200.0}
@@ -340,3 +343,18 @@ def test_a_small_study_from_nothing(tmp_path):
         command, cwd=run.ROOT, env=environment, check=True, timeout=60, capture_output=True, text=True
     )
     assert "0 of 2 runs to make" in again.stdout
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_run_on_a_gpu_is_the_study_s_but_for_the_engine(engine, tmp_path):
+    cell = Cell("A", "sums4", "srpo", 3e-4, 0, 60)
+    command = command_of(cell, tmp_path / "model", tmp_path / "data", tmp_path / "run")
+    there, here = compose_command([*command, *on_gpu.overrides(engine)]), compose_command(command)
+    check_run(there)
+    assert (there.trainer.device, here.trainer.device) == ("cuda", "cpu")
+    assert there.actor_rollout_ref.rollout.name == engine
+    # A processor reads its rows in the trainer's own process.
+    there.data.dataloader_num_workers = here.data.dataloader_num_workers
+    for part in ("data", "srpo", "algorithm"):
+        assert there[part] == here[part]
+    assert there.actor_rollout_ref.actor.optim == here.actor_rollout_ref.actor.optim
