@@ -31,6 +31,7 @@ SHORT = (("srpo", "grpo"), ("srpo", "sdpo"), ("handover", "grpo"))
 HYPOTHESES = Path(__file__).resolve().parent / "hypotheses.md"
 NOT_RUN = verdicts.NOT_RUN
 END = plan.STEPS
+SHORT_COLUMNS = (("best", plan.BUDGETS["middle"]), ("best", END), ("last", END))
 COLUMNS = tuple((judge, budget) for judge in JUDGES for budget in plan.BUDGETS.values())
 """What methods are compared by."""
 
@@ -358,13 +359,13 @@ def page(study: Study) -> str:
 
 
 def short(study: Study) -> list[str]:
-    """A line a pair of SHORT: best and last checkpoint at the end."""
+    """A line a pair of SHORT: the best checkpoint of the budgets of H2, and the last one."""
     lines = []
     for pair in SHORT:
-        at_end = [verdicts.compare(study, *pair, judge, END) for judge in JUDGES]
-        cells = [f"{judge} checkpoint {_cell(comparison)}" for judge, comparison in zip(JUDGES, at_end, strict=True)]
+        found = [verdicts.compare(study, *pair, judge, budget) for judge, budget in SHORT_COLUMNS]
+        cells = [f"{judge}({budget}) {_cell(one)}" for (judge, budget), one in zip(SHORT_COLUMNS, found, strict=True)]
         one, other = (plan.METHODS[method].title for method in pair)
-        lines.append(f"* {one} against {other}, {at_end[0].pairs} pairs of runs: {'; '.join(cells)}")
+        lines.append(f"* {one} against {other}, {found[0].pairs} pairs of runs: {'; '.join(cells)}")
     return lines
 
 
