@@ -44,11 +44,12 @@ def engine(case: Case, compile_kernels: bool, watch: Stopwatch) -> dict[str, Mea
     return found | {"all": sum(found.values(), Measured())}
 
 
-def function(call: str, work: Callable[[torch.Tensor, torch.Tensor], Any], case: Case, watch: Stopwatch) -> Any:
+def function(
+    call: str, work: Callable[[torch.Tensor, torch.Tensor], Any], case: Case, watch: Stopwatch
+) -> dict[str, Measured]:
     """A function of logits and labels."""
     logits_NV = watch.logits(case.tokens, case.vocab, case.dtype)
     labels_N = watch.known(torch.zeros(case.tokens, dtype=torch.int64))
-    watch.count = Measured()
     with watch:
         work(logits_NV, labels_N)
     return {call: watch.count}
@@ -88,7 +89,6 @@ def copy_bandwidth(device: torch.device, num_bytes: int) -> float:
     source, target = torch.ones(2, num_bytes, dtype=torch.uint8, device=device)
     seconds = []
     for _ in range(5):
-        watch.count = Measured()
         with watch:
             target.copy_(source)
         seconds.append(watch.count.time)

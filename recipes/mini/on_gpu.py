@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from recipes.mini import plan
+from recipes.mini.best import ACCURACY
 from recipes.mini.make_model import Settings
 from recipes.mini.plan import Cell
 from recipes.mini.run import command_of, data_of, starting_model
@@ -46,7 +47,7 @@ def main() -> None:
     model = starting_model(cell.task, cell.seed, work, Settings.steps)
     run = work / "runs" / cell.name
     command = [*command_of(cell, model, data_of(cell.task, cell.seed, work), run), *overrides(args.engine)]
-    held_out = f"val-core/mini/{cell.task}/acc/mean@1"
+    held_out = ACCURACY.format(source=f"mini/{cell.task}")
     training = train(command, run, steps=cell.steps, timeout=TIMEOUT, held_out=held_out)
     accuracy = {step: logged[held_out] for step, logged in sorted(training.metrics.items()) if held_out in logged}
     print("held-out accuracy by step:", "  ".join(f"{step}: {value:.2f}" for step, value in accuracy.items()))

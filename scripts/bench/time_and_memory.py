@@ -24,6 +24,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from scripts.bench.float64 import errors
+from scripts.bench.gpu_stopwatch import Stopwatch
 from scripts.bench.implementations import GROWTH, IMPLEMENTATIONS, Clock, Inputs, Result, Run, make_inputs
 
 PROC = Path("/proc/self")
@@ -163,10 +164,10 @@ def peak_memory(case: Case, names: Sequence[str]) -> int:
 def _peak_growth(work: Callable[[], object], device: torch.device) -> int:
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        return torch.cuda.max_memory_allocated(device) - before
+        watch = Stopwatch(device)
+        with watch:
+            work()
+        return watch.count.peak
     ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps of freed memory would hide growth
     (PROC / "clear_refs").write_text("5")
     before = _resident("VmRSS")

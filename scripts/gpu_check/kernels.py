@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from scripts.bench.float64 import errors
+from scripts.bench.gpu_stopwatch import Stopwatch
 from scripts.bench.implementations import Clock, Inputs, Result, Run, eager, make_inputs, srpo
 from scripts.bench.limits import LIMITS
 from scripts.gpu_check.lines import FAIL, INACTIVE, Line, guarded, limited
@@ -119,13 +120,10 @@ def peak_bytes(work: Callable[[Clock], Result], device: torch.device) -> int:
 
     That tensor is the gradient, or the copy of the logits whose place it takes; every implementation has it.
     """
+    watch = Stopwatch(device)
+    with watch:
+        result = work(Clock(device))
     if device.type != "cuda":
-        work(Clock(device))
         return 0
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    result = work(Clock(device))
-    peak = torch.cuda.max_memory_allocated(device) - before
     assert result.grad is not None
-    return peak - result.grad.numel() * result.grad.element_size()
+    return watch.count.peak - result.grad.numel() * result.grad.element_size()
