@@ -35,6 +35,16 @@ def last_within(log: Log, budget: int) -> float:
     return curve[max(step for step in curve if step <= budget)]
 
 
+def first_and_last(log: Log, metric: str, count: int = 10) -> tuple[float, float] | None:
+    """Mean of a metric over the first and over the last training steps; None where one of the two has no value.
+
+    A step that lacks it is left out: of a teacher's entropy, one in which nothing was distilled.
+    """
+    windows = (range(1, count + 1), range(log.cell.steps - count + 1, log.cell.steps + 1))
+    values = [[log.steps[step][metric] for step in window if metric in log.steps[step]] for window in windows]
+    return (float(np.mean(values[0])), float(np.mean(values[1]))) if all(values) else None
+
+
 Judge = Callable[[Log, int], float]
 JUDGES: dict[str, Judge] = {"best": best_within, "last": last_within}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.mini import figures, plan, statistics, verdicts
+from recipes.mini import claims, figures, in_short, plan, statistics, verdicts
 from recipes.mini.best import JUDGES, Study, grid_scores
 from recipes.mini.logs import read_all
 from recipes.mini.losses import TOLD, told_by_method
@@ -24,14 +24,9 @@ from srpo_verl.markdown import markdown_table
 
 PAGE = ROOT / "docs" / "findings.md"
 README = ROOT / "README.md"
-BEGIN, END_OF_LINES = "<!-- python -m recipes.mini.findings -->", "<!-- as far as here -->"
-"""Around the README's lines."""
-SHORT = (("srpo", "grpo"), ("srpo", "sdpo"), ("handover", "grpo"))
-"""What the README says."""
 HYPOTHESES = Path(__file__).resolve().parent / "hypotheses.md"
 NOT_RUN = verdicts.NOT_RUN
 END = plan.STEPS
-SHORT_COLUMNS = (("best", plan.BUDGETS["middle"]), ("best", END), ("last", END))
 COLUMNS = tuple((judge, budget) for judge in JUDGES for budget in plan.BUDGETS.values())
 """What methods are compared by."""
 
@@ -40,7 +35,8 @@ INTRODUCTION = """\
 
 Does SRPO work? Asked of models of half a million parameters on a CPU, through veRL's trainer and the shipped
 configurations, with seeds and intervals, by rules
-[written down before the runs](../recipes/mini/hypotheses.md). The tasks: [recipes/mini](../recipes/mini/README.md).
+[written down before the runs](../recipes/mini/hypotheses.md). [The tasks](../recipes/mini/README.md),
+[the methods](methods.md).
 
 This page is made from the logs in `recipes/mini/results` by
 
@@ -60,6 +56,7 @@ LIMITS = """\
 * Steps are budgets of equal rollouts, not of equal time: methods with a teacher take longer for a step.
 * Seeds vary the starting model, the order of the questions and the sampling together; intervals are over all three.
   Tasks are four, chosen by us (two of them from `reasoning-gym`), so that intervals say nothing about other tasks.
+* Some fifty intervals stand on this page, each for itself: where there is no difference, one in twenty shows one.
 * Learning rates come from one task and one seed. Methods that take a relative's rate may do better at their own.
 * Hand-over was found by experiments with a task of this kind before the study began; the study's seeds and three of
   its tasks are new to it.
@@ -76,19 +73,29 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return markdown_table(header, rows).splitlines()
 
 
-def claims() -> dict[str, str]:
+def hypotheses() -> dict[str, str]:
     """The claim of each hypothesis, by name, as the file that came before the runs has it."""
     return dict(re.findall(r"^\| (H\d) \| (.+?) \|", HYPOTHESES.read_text(), re.MULTILINE))
 
 
 def verdict_section(study: Study) -> list[str]:
     """Each hypothesis with its outcome."""
-    said = claims()
+    said = hypotheses()
     rows = [
         (judged.name, said[judged.name], f"**{judged.outcome}**", "<br>".join(judged.grounds))
         for judged in verdicts.judge_all(study)
     ]
     return ["## The hypotheses", "", *table(("", "claim", "outcome", "it stands on"), rows)]
+
+
+def claims_section(study: Study) -> list[str]:
+    """What the paper says, and what these runs say of it."""
+    said = [
+        "By the same intervals. What is a hypothesis as well was put in numbers before the runs, the rest after the",
+        "first of them. Beside a claim: where the paper has it, and its points of accuracy (Qwen3-8B, mean of five",
+        "benchmarks).",
+    ]
+    return ["## The paper's claims", "", *said, "", *table(("claim", "in the paper", "", "here"), claims.rows(study))]
 
 
 def planned(study: Study) -> dict[str, tuple[int, int]]:
@@ -211,12 +218,6 @@ def accuracy_section(study: Study) -> list[str]:
     ]
 
 
-def _cell(comparison: verdicts.Comparison) -> str:
-    if comparison.difference is None:
-        return NOT_RUN
-    return f"{verdicts.signed(comparison.difference)}: {comparison.outcome}"
-
-
 def curves_section(study: Study) -> list[str]:
     """The figure."""
     lines = ["## Learning curves", ""]
@@ -231,7 +232,7 @@ def pairs_section(study: Study) -> list[str]:
     rows = []
     for index, one in enumerate(plan.MAIN):
         for other in plan.MAIN[:index]:
-            cells = [_cell(verdicts.compare(study, one, other, *column)) for column in COLUMNS]
+            cells = [verdicts.compare(study, one, other, *column).brief for column in COLUMNS]
             scores = [study.scores(method, "best", END) for method in (one, other)]
             shared = all(len(of_method) == len(plan.TASKS) for of_method in scores)
             chance = str(statistics.probability_of_improvement(*scores)) if shared else NOT_RUN
@@ -245,7 +246,7 @@ def tasks_section(study: Study) -> list[str]:
     rows = []
     for method in plan.MAIN[1:]:
         for judge, budget in COLUMNS:
-            cells = [_cell(verdicts.compare(study, method, "grpo", judge, budget, [task])) for task in plan.TASKS]
+            cells = [verdicts.compare(study, method, "grpo", judge, budget, [task]).brief for task in plan.TASKS]
             rows.append((f"{plan.METHODS[method].title}, {judge}({budget})", *cells))
     return ["## Where", "", "Difference to GRPO by task, paired by seed.", "", *table(("", *plan.TASKS), rows)]
 
@@ -274,7 +275,7 @@ def further_section(study: Study) -> list[str]:
     for method in (*plan.ABLATIONS, *plan.FURTHER):
         accuracy = study.scores(method, "best", END, tasks=[plan.ONE_TASK]).get(plan.ONE_TASK)
         cells = [
-            _cell(verdicts.compare(study, method, other, judge, END, [plan.ONE_TASK]))
+            verdicts.compare(study, method, other, judge, END, [plan.ONE_TASK]).brief
             for other in ("srpo", "grpo")
             for judge in ("best", "last")
         ]
@@ -306,13 +307,9 @@ def length_section(study: Study) -> list[str]:
     """Whether responses grew or shrank."""
     rows = []
     for method in plan.MAIN:
-        cells = []
+        cells, growths = [], claims.growth(study, method)
         for task in plan.TASKS:
-            ratios = []
-            for log in study.runs(method):
-                if log.cell.task == task:
-                    lengths = [log.steps[step]["response_length/mean"] for step in range(1, log.cell.steps + 1)]
-                    ratios.append(float(np.mean(lengths[-10:]) / np.mean(lengths[:10])))
+            ratios = list(growths.get(task, {}).values())
             cells.append(f"{np.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else NOT_RUN)
         rows.append((plan.METHODS[method].title, *cells))
     said = "Mean response length of the last ten steps over that of the first ten; smallest and largest over seeds."
@@ -337,6 +334,7 @@ def guards_section(study: Study) -> list[str]:
 
 SECTIONS: tuple[Callable[[Study], list[str]], ...] = (
     verdict_section,
+    claims_section,
     runs_section,
     models_section,
     grid_section,
@@ -354,26 +352,13 @@ SECTIONS: tuple[Callable[[Study], list[str]], ...] = (
 
 def page(study: Study) -> str:
     """The whole page."""
-    parts = [INTRODUCTION, *("\n".join(section(study)) for section in SECTIONS), LIMITS]
+    parts = [
+        INTRODUCTION,
+        "\n".join(in_short.lines(study)),
+        *("\n".join(section(study)) for section in SECTIONS),
+        LIMITS,
+    ]
     return "\n\n".join(parts) + "\n"
-
-
-def short(study: Study) -> list[str]:
-    """A line a pair of SHORT: the best checkpoint of the budgets of H2, and the last one."""
-    lines = []
-    for pair in SHORT:
-        found = [verdicts.compare(study, *pair, judge, budget) for judge, budget in SHORT_COLUMNS]
-        cells = [f"{judge}({budget}) {_cell(one)}" for (judge, budget), one in zip(SHORT_COLUMNS, found, strict=True)]
-        one, other = (plan.METHODS[method].title for method in pair)
-        lines.append(f"* {one} against {other}, {found[0].pairs} pairs of runs: {'; '.join(cells)}")
-    return lines
-
-
-def with_lines(readme: str, lines: Sequence[str]) -> str:
-    """The README with its lines replaced."""
-    before, rest = readme.split(f"{BEGIN}\n")
-    _, after = rest.split(END_OF_LINES)
-    return "\n".join([f"{before}{BEGIN}", *lines, f"{END_OF_LINES}{after}"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -386,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.out.write_text(page(study))
     figures.curves(study, arguments.out.parent / "images")
     if arguments.out == PAGE:
-        README.write_text(with_lines(README.read_text(), short(study)))
+        README.write_text(in_short.with_lines(README.read_text(), in_short.lines(study)))
     print(f"{arguments.out}: {len(study.logs)} runs")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +30,13 @@ class Comparison:
     def __str__(self) -> str:
         against = f"{plan.METHODS[self.one].title} - {plan.METHODS[self.other].title}, {self.judge}({self.budget})"
         if self.difference is None:
-            return f"{against}: not run"
+            return f"{against}: {NOT_RUN}"
         return f"{against}: {signed(self.difference)}, {self.pairs} pairs: {self.outcome}"
+
+    @property
+    def brief(self) -> str:
+        """Without the names, where the table around it has them."""
+        return NOT_RUN if self.difference is None else f"{signed(self.difference)}: {self.outcome}"
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,21 @@ def signed(estimate: statistics.Estimate) -> str:
     return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"
 
 
+def judged(differences: Mapping[str, np.ndarray], tasks: Sequence[str]) -> tuple[str, statistics.Estimate | None, int]:
+    """Outcome, mean and number of differences by task; one that lacks a task cannot be said."""
+    outcome = statistics.verdict(differences)
+    if differences and set(differences) != set(tasks):
+        outcome = OPEN
+    difference = statistics.mean_difference(differences) if differences else None
+    return outcome, difference, sum(map(len, differences.values()))
+
+
 def compare(
     study: Study, one: str, other: str, judge: str, budget: int, tasks: Sequence[str] = plan.TASKS
 ) -> Comparison:
     """One method against another on the tasks and seeds that both have."""
     differences = statistics.paired(*(study.scores(method, judge, budget, tasks=tasks) for method in (one, other)))
-    outcome = statistics.verdict(differences)
-    if differences and set(differences) != set(tasks):
-        outcome = OPEN
-    difference = statistics.mean_difference(differences) if differences else None
-    return Comparison(one, other, judge, budget, outcome, difference, sum(map(len, differences.values())))
+    return Comparison(one, other, judge, budget, *judged(differences, tasks))
 
 
 def _decide(

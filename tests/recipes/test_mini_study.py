@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from recipes.mini import figures, findings, logs, on_gpu, plan, run, statistics, study, verdicts
-from recipes.mini.best import ACCURACY, Study, best_within, choose_rates, last_within
+from recipes.mini import claims, figures, findings, in_short, logs, on_gpu, plan, run, statistics, study, verdicts
+from recipes.mini.best import ACCURACY, Study, best_within, choose_rates, first_and_last, last_within
 from recipes.mini.logs import Log
 from recipes.mini.plan import Cell
 from recipes.mini.run import command_of
@@ -24,9 +24,18 @@ START = {"accuracy_plain": 0.2, "accuracy_demonstration": 0.5, "seconds": 200.0}
 HEADER = {"commit": "0" * 40, "versions": {"verl": "0.9.1"}, "hardware": "2 x a processor", "start": START}
 
 
+def training_step(cell, step):
+    """Metrics of a step: responses of SDPO become longer and its teacher less certain, SRPO distils ever less."""
+    metrics = {"response_length/mean": 20.0 + (cell.method == "sdpo") * step / 10}
+    if plan.METHODS[cell.method].distils:
+        metrics["srpo/teacher_entropy_mean"] = 0.1 + 1e-3 * step * (1 if cell.method == "sdpo" else -0.1)
+        metrics["srpo/frac_sdpo"] = 0.5 - 1e-3 * step
+    return metrics
+
+
 def log_of(cell, curve, validation=None):
     """A run whose test accuracy at each evaluated step is given by a function."""
-    steps = {step: {"response_length/mean": 20.0} for step in range(1, cell.steps + 1)}
+    steps = {step: training_step(cell, step) for step in range(1, cell.steps + 1)}
     every = plan.LONG_TEST_EVERY if cell.steps == plan.LONG_STEPS else plan.TEST_EVERY
     for step in range(0, cell.steps + 1, every):
         values = steps.setdefault(step, {})
@@ -168,7 +177,15 @@ def test_one_seed_has_no_interval():
 
 # --- hypotheses and page ---------------------------------------------------------------------------------------------
 
-ENDS = {"grpo": 0.80, "sdpo": 0.50, "srpo": 0.90, "handover": 0.90, "srpo_no_dw": 0.90, "advantage_mix": 0.70}
+ENDS = {
+    "grpo": 0.80,
+    "sdpo": 0.50,
+    "srpo": 0.90,
+    "handover": 0.90,
+    "srpo_no_dw": 0.90,
+    "advantage_mix": 0.70,
+    "sdpo_correct_only": 0.55,
+}
 
 
 def as_claimed(cell):
@@ -207,6 +224,34 @@ def test_hypotheses_are_judged(made_up):
     }
 
 
+def test_claims_of_the_paper_are_judged(made_up):
+    outcomes = {claim.text: claim.judge(made_up)[0] for claim in claims.CLAIMS}
+    others = {
+        "entropy weights help": claims.FAILS,  # a tie
+        "SRPO has the early speed of SDPO": claims.FAILS,  # SDPO is above it up to step 20
+        "responses of moderate length": claims.OPEN,
+    }
+    assert outcomes == {text: others.get(text, claims.HOLDS) for text in outcomes}
+    turned = Study.of(replace(log, steps=reverse(log)) for log in made_up.logs)
+    (fewer,) = (claim for claim in claims.CLAIMS if claim.text.startswith("ever fewer"))
+    assert fewer.judge(turned)[0] == claims.FAILS
+    assert {claim.judge(Study.of(()))[0] for claim in claims.CLAIMS} == {"not run"}
+    few = Study.of(log for log in made_up.logs if log.cell.part == "grid" or log.cell.seed < 2)
+    assert {claim.judge(few)[0] for claim in claims.CLAIMS} == {claims.OPEN}
+
+
+def reverse(log):
+    """The same metrics, from the last step to the first."""
+    return {step: log.steps.get(log.cell.steps + 1 - step, log.steps[step]) for step in log.steps}
+
+
+def test_a_metric_changes_from_the_first_steps_to_the_last_that_have_it():
+    cell = Cell("A", "sums4", "srpo", 3e-4, 0)
+    steps = {step: {"some": float(step)} for step in range(1, 151) if step != 150} | {150: {}}
+    assert first_and_last(Log(cell, HEADER, steps), "some") == (5.5, 145.0)
+    assert first_and_last(Log(cell, HEADER, steps), "other") is None
+
+
 def test_half_a_study_says_so(made_up):
     """With two seeds per task nothing is decided, and nothing that is missing is taken for a zero."""
     half = Study.of(log for log in made_up.logs if log.cell.part == "grid" or log.cell.seed < 2)
@@ -229,7 +274,7 @@ def test_a_claim_is_falsified_by_its_opposite(made_up):
 
 
 def test_every_hypothesis_is_judged_and_no_other():
-    assert list(findings.claims()) == [judged.name for judged in verdicts.judge_all(Study.of(()))]
+    assert list(findings.hypotheses()) == [judged.name for judged in verdicts.judge_all(Study.of(()))]
 
 
 def test_the_page_has_the_numbers_of_the_logs(made_up, tmp_path):
@@ -248,7 +293,7 @@ def test_the_page_in_the_repository_is_made_from_the_logs_in_it():
     remedy = "run python -m recipes.mini.findings"
     assert findings.PAGE.read_text() == findings.page(found), remedy
     readme = findings.README.read_text()
-    assert findings.with_lines(readme, findings.short(found)) == readme, remedy
+    assert in_short.with_lines(readme, in_short.lines(found)) == readme, remedy
     for name in ("images/findings_curves.svg",):
         assert (findings.PAGE.parent / name).is_file() == (name in findings.PAGE.read_text())
     assert sum(path.stat().st_size for path in study.RESULTS.glob("*.jsonl")) < 20e6

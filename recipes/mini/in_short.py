@@ -1,0 +1,31 @@
+"""What beats what in three lines: for the README, and at the head of the findings page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from recipes.mini import plan, verdicts
+from recipes.mini.best import Study
+
+BEGIN, END_OF_LINES = "<!-- python -m recipes.mini.findings -->", "<!-- as far as here -->"
+"""Around the README's lines."""
+PAIRS = (("srpo", "grpo"), ("srpo", "sdpo"), ("handover", "grpo"))
+COLUMNS = (("best", verdicts.MIDDLE), ("best", verdicts.END), ("last", verdicts.END))
+
+
+def lines(study: Study) -> list[str]:
+    """A line a pair of PAIRS: the best checkpoint of the budgets of H2, and the last one."""
+    said = []
+    for pair in PAIRS:
+        found = [verdicts.compare(study, *pair, judge, budget) for judge, budget in COLUMNS]
+        cells = [f"{judge}({budget}) {one.brief}" for (judge, budget), one in zip(COLUMNS, found, strict=True)]
+        one, other = (plan.METHODS[method].title for method in pair)
+        said.append(f"* {one} against {other}, {found[0].pairs} pairs of runs: {'; '.join(cells)}")
+    return said
+
+
+def with_lines(readme: str, lines: Sequence[str]) -> str:
+    """The README with its lines replaced."""
+    before, rest = readme.split(f"{BEGIN}\n")
+    _, after = rest.split(END_OF_LINES)
+    return "\n".join([f"{before}{BEGIN}", *lines, f"{END_OF_LINES}{after}"])
