@@ -12,8 +12,9 @@ from recipes.mini.best import Study, accuracy
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
-CURVES = "findings_curves.svg"
+CURVES, LONG = "findings_curves.svg", "findings_long.svg"
 COLORS = dict(zip(plan.MAIN, ("tab:blue", "tab:red", "tab:green", "tab:purple"), strict=True))
 # The same figure is the same file.
 _REPRODUCIBLE = {"svg.hashsalt": "srpo", "svg.fonttype": "path"}
@@ -43,9 +44,38 @@ def curves(study: Study, folder: Path) -> Path | None:
             axis.grid(alpha=0.3)
             axis.legend(fontsize=7, loc="lower right", title="seeds in brackets", title_fontsize=7)
         axes[0][0].set_ylabel("test accuracy")
-        figure.tight_layout()
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / CURVES
-        figure.savefig(path, metadata={"Date": None})
-        plt.close(figure)
+        return _save(figure, folder / CURVES)
+
+
+def long_curves(study: Study, folder: Path) -> Path | None:
+    """The long runs, a line each: test accuracy, and mean response length over as many steps as lie between tests."""
+    if not any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.LONG):
+        return None
+    with matplotlib.rc_context(_REPRODUCIBLE):
+        figure, (above, below) = plt.subplots(1, 2, figsize=(9.6, 3.2))
+        for method in plan.LONG:
+            for number, log in enumerate(study.runs(method, steps=plan.LONG_STEPS)):
+                line = {
+                    "color": COLORS[method],
+                    "linestyle": ("-", "--", ":")[number % 3],
+                    "label": f"{plan.METHODS[method].title}, seed {log.cell.seed}",
+                }
+                above.plot(*zip(*sorted(accuracy(log, "test").items()), strict=True), **line)
+                lengths = np.array([log.steps[step]["response_length/mean"] for step in range(1, log.cell.steps + 1)])
+                blocks = lengths[: len(lengths) // plan.LONG_TEST_EVERY * plan.LONG_TEST_EVERY]
+                means = blocks.reshape(-1, plan.LONG_TEST_EVERY).mean(axis=1)
+                below.plot((np.arange(len(means)) + 1) * plan.LONG_TEST_EVERY, means, **line)
+        above.set(title="test accuracy", xlabel="step", ylim=(0, 1))
+        below.set(title="mean response length, tokens", xlabel="step")
+        for axis in (above, below):
+            axis.grid(alpha=0.3)
+        below.legend(fontsize=7)
+        return _save(figure, folder / LONG)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
     return path

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from recipes.mini import claims, figures, in_short, plan, statistics, verdicts
-from recipes.mini.best import JUDGES, Study, grid_scores
+from recipes.mini import claims, figures, in_short, plan, setting, statistics, verdicts
+from recipes.mini.best import JUDGES, Study, first_and_last
 from recipes.mini.logs import read_all
 from recipes.mini.losses import TOLD, told_by_method
 from recipes.mini.run import ROOT
 from recipes.mini.study import RESULTS
-from srpo_verl.markdown import markdown_table
+from recipes.mini.table import table
 
 PAGE = ROOT / "docs" / "findings.md"
 README = ROOT / "README.md"
@@ -29,6 +28,8 @@ NOT_RUN = verdicts.NOT_RUN
 END = plan.STEPS
 COLUMNS = tuple((judge, budget) for judge in JUDGES for budget in plan.BUDGETS.values())
 """What methods are compared by."""
+CUT_OFF = "srpo/frac_at_length_limit"
+COLUMNS_BY_TASK = (*(column for column in COLUMNS if column[0] == "best"), ("last", END))
 
 INTRODUCTION = """\
 # What beats what, in miniature
@@ -65,14 +66,6 @@ LIMITS = """\
   hours. **Not run.**"""
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; a word where no cell of it was run."""
-    rows = list(rows)
-    if all(cell == NOT_RUN for row in rows for cell in row[1:]):
-        return [f"{header[0]}: {NOT_RUN}".removeprefix(": ")]
-    return markdown_table(header, rows).splitlines()
-
-
 def hypotheses() -> dict[str, str]:
     """The claim of each hypothesis, by name, as the file that came before the runs has it."""
     return dict(re.findall(r"^\| (H\d) \| (.+?) \|", HYPOTHESES.read_text(), re.MULTILINE))
@@ -96,79 +89,6 @@ def claims_section(study: Study) -> list[str]:
         "benchmarks).",
     ]
     return ["## The paper's claims", "", *said, "", *table(("claim", "in the paper", "", "here"), claims.rows(study))]
-
-
-def planned(study: Study) -> dict[str, tuple[int, int]]:
-    """By part: the runs of the plan, and how many of them are made."""
-    names = {log.cell.name for log in study.logs}
-    # Before rates are chosen only the number of runs is known; one rate for all gives it, without the repetition.
-    rates = study.rates or dict.fromkeys(plan.MAIN, 0.0)
-    counts = {}
-    for part, make in plan.PARTS.items():
-        cells = {cell.name for cell in make(rates)}
-        counts[part] = (len(cells), len(cells & names))
-    return counts
-
-
-def runs_section(study: Study) -> list[str]:
-    """What was run, on what."""
-    rows = [(part, str(total), str(made) if made else NOT_RUN) for part, (total, made) in planned(study).items()]
-    lines = ["## What was run", "", *table(("part", "runs planned", "made"), rows), ""]
-    if not study.logs:
-        return lines[:-1]
-    commits = Counter(log.header["commit"][:7] for log in study.logs)
-    hardware = Counter(log.header["hardware"] for log in study.logs)
-    versions = Counter(
-        ", ".join(f"{name} {version}" for name, version in log.header["versions"].items()) for log in study.logs
-    )
-    said = "; ".join(", ".join(sorted(counter)) for counter in (commits, hardware, versions))
-    return [*lines, f"Commit {said}. The command of every run is the first line of its log."]
-
-
-def models_section(study: Study) -> list[str]:
-    """Starting accuracy, and what a demonstration does to it."""
-    rows = []
-    for task in plan.TASKS:
-        starts = {log.cell.seed: log.header["start"] for log in study.logs if log.cell.task == task}
-        if not starts:
-            rows.append((task, NOT_RUN, NOT_RUN, "0"))
-            continue
-        shown = [
-            f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-            for values in (
-                [start[name] for start in starts.values()] for name in ("accuracy_plain", "accuracy_demonstration")
-            )
-        ]
-        rows.append((task, *shown, str(len(starts))))
-    header = ("task", "accuracy at the start", "with a demonstration", "models")
-    return [
-        "## Starting models",
-        "",
-        "Mean, and smallest and largest over seeds, of 512 questions.",
-        "",
-        *table(header, rows),
-    ]
-
-
-def grid_section(study: Study) -> list[str]:
-    """Mean validation accuracy by method and learning rate."""
-    scores = grid_scores(study.logs)
-    rows = []
-    for method in plan.MAIN:
-        values = [scores.get(method, {}).get(rate) for rate in plan.GRID]
-        cells = [NOT_RUN if value is None else f"{np.mean(value):.3f}" for value in values]
-        if method in study.rates:
-            chosen = plan.GRID.index(study.rates[method])
-            cells[chosen] = f"**{cells[chosen]}**"
-        rows.append((plan.METHODS[method].title, *cells))
-    return [
-        "## Learning rates",
-        "",
-        f"Mean validation accuracy over a run of {plan.GRID_STEPS} steps on {plan.GRID_TASK}, seed "
-        f"{', '.join(map(str, plan.GRID_SEEDS))}; in bold the rate that is used.",
-        "",
-        *table(("method", *(f"{rate:g}" for rate in plan.GRID)), rows),
-    ]
 
 
 def _spread(scores: dict[int, float] | None) -> str:
@@ -245,10 +165,22 @@ def tasks_section(study: Study) -> list[str]:
     """Where: the differences to GRPO by task."""
     rows = []
     for method in plan.MAIN[1:]:
-        for judge, budget in COLUMNS:
+        for judge, budget in COLUMNS_BY_TASK:
             cells = [verdicts.compare(study, method, "grpo", judge, budget, [task]).brief for task in plan.TASKS]
             rows.append((f"{plan.METHODS[method].title}, {judge}({budget})", *cells))
     return ["## Where", "", "Difference to GRPO by task, paired by seed.", "", *table(("", *plan.TASKS), rows)]
+
+
+def close_section(study: Study) -> list[str]:
+    """The methods that have more seeds on one task, with each other."""
+    rows = []
+    for index, one in enumerate(plan.CLOSE):
+        for other in plan.CLOSE[:index]:
+            found = [verdicts.compare(study, one, other, *column, [plan.ONE_TASK]) for column in COLUMNS]
+            titles = " - ".join(plan.METHODS[method].title for method in (one, other))
+            rows.append((titles, str(found[0].pairs), *(comparison.brief for comparison in found)))
+    header = ("", "pairs", *(f"{judge}({budget})" for judge, budget in COLUMNS))
+    return [f"## With more seeds, on {plan.ONE_TASK}", "", *table(header, rows)]
 
 
 def same_rate_section(study: Study) -> list[str]:
@@ -300,20 +232,32 @@ def long_section(study: Study) -> list[str]:
         ]
         rows.append((plan.METHODS[method].title, *cells))
     header = ("", f"best({END})", f"best({plan.LONG_STEPS})", f"last({plan.LONG_STEPS})")
-    return [f"## {plan.LONG_STEPS} steps on {plan.ONE_TASK}", "", *table(header, rows)]
+    lines = [f"## {plan.LONG_STEPS} steps on {plan.ONE_TASK}", "", *table(header, rows)]
+    if any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.LONG):
+        lines += ["", f"![accuracy and response length of every long run](images/{figures.LONG})"]
+    return lines
 
 
 def length_section(study: Study) -> list[str]:
-    """Whether responses grew or shrank."""
+    """Whether responses grew or shrank, and how many were cut off."""
     rows = []
     for method in plan.MAIN:
         cells, growths = [], claims.growth(study, method)
         for task in plan.TASKS:
             ratios = list(growths.get(task, {}).values())
-            cells.append(f"{np.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else NOT_RUN)
+            ends = [first_and_last(log, CUT_OFF) for log in study.runs(method) if log.cell.task == task]
+            cut = [end[1] for end in ends if end is not None]
+            cells.append(
+                f"{np.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), {np.mean(cut):.0%}"
+                if ratios
+                else NOT_RUN
+            )
         rows.append((plan.METHODS[method].title, *cells))
-    said = "Mean response length of the last ten steps over that of the first ten; smallest and largest over seeds."
-    return ["## Response length", "", said, "", *table(("", *plan.TASKS), rows)]
+    said = [
+        "Mean response length of the last ten steps over that of the first ten, smallest and largest over seeds; and",
+        "the share of the responses of the last ten that reached the length limit.",
+    ]
+    return ["## Response length", "", *said, "", *table(("", *plan.TASKS), rows)]
 
 
 def guards_section(study: Study) -> list[str]:
@@ -335,13 +279,14 @@ def guards_section(study: Study) -> list[str]:
 SECTIONS: tuple[Callable[[Study], list[str]], ...] = (
     verdict_section,
     claims_section,
-    runs_section,
-    models_section,
-    grid_section,
+    setting.runs_section,
+    setting.models_section,
+    setting.grid_section,
     accuracy_section,
     curves_section,
     pairs_section,
     tasks_section,
+    close_section,
     same_rate_section,
     further_section,
     long_section,
@@ -369,7 +314,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     study = Study.of(read_all(arguments.results))
     arguments.out.write_text(page(study))
-    figures.curves(study, arguments.out.parent / "images")
+    for draw in (figures.curves, figures.long_curves):
+        draw(study, arguments.out.parent / "images")
     if arguments.out == PAGE:
         README.write_text(in_short.with_lines(README.read_text(), in_short.lines(study)))
     print(f"{arguments.out}: {len(study.logs)} runs")

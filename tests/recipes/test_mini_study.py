@@ -26,7 +26,8 @@ HEADER = {"commit": "0" * 40, "versions": {"verl": "0.9.1"}, "hardware": "2 x a 
 
 def training_step(cell, step):
     """Metrics of a step: responses of SDPO become longer and its teacher less certain, SRPO distils ever less."""
-    metrics = {"response_length/mean": 20.0 + (cell.method == "sdpo") * step / 10}
+    longer = (cell.method == "sdpo") * step / 10
+    metrics = {"response_length/mean": 20.0 + longer, "srpo/frac_at_length_limit": longer / 200}
     if plan.METHODS[cell.method].distils:
         metrics["srpo/teacher_entropy_mean"] = 0.1 + 1e-3 * step * (1 if cell.method == "sdpo" else -0.1)
         metrics["srpo/frac_sdpo"] = 0.5 - 1e-3 * step
@@ -286,6 +287,9 @@ def test_the_page_has_the_numbers_of_the_logs(made_up, tmp_path):
     one_task = replace(made_up, logs=tuple(log for log in made_up.logs if log.cell.task == "desk"))
     first = figures.curves(one_task, tmp_path / "a").read_bytes()
     assert first == figures.curves(one_task, tmp_path / "b").read_bytes()
+    assert figures.long_curves(one_task, tmp_path) is None
+    drawn = figures.long_curves(made_up, tmp_path)
+    assert drawn.read_bytes() == figures.long_curves(made_up, tmp_path / "b").read_bytes()
 
 
 def test_the_page_in_the_repository_is_made_from_the_logs_in_it():
@@ -294,7 +298,7 @@ def test_the_page_in_the_repository_is_made_from_the_logs_in_it():
     assert findings.PAGE.read_text() == findings.page(found), remedy
     readme = findings.README.read_text()
     assert in_short.with_lines(readme, in_short.lines(found)) == readme, remedy
-    for name in ("images/findings_curves.svg",):
+    for name in (f"images/{figures.CURVES}", f"images/{figures.LONG}"):
         assert (findings.PAGE.parent / name).is_file() == (name in findings.PAGE.read_text())
     assert sum(path.stat().st_size for path in study.RESULTS.glob("*.jsonl")) < 20e6
     assert not [log.cell.name for log in found.logs if log.header["commit"].endswith("+changes")]
