@@ -31,7 +31,7 @@ class Comparison:
         against = f"{plan.METHODS[self.one].title} - {plan.METHODS[self.other].title}, {self.judge}({self.budget})"
         if self.difference is None:
             return f"{against}: {NOT_RUN}"
-        return f"{against}: {signed(self.difference)}, {self.pairs} pairs: {self.outcome}"
+        return f"{against}: {signed(self.difference)}, {count(self.pairs, 'pair')}: {self.outcome}"
 
     @property
     def brief(self) -> str:
@@ -46,6 +46,11 @@ class Judged:
     name: str
     outcome: str
     grounds: tuple[str, ...]
+
+
+def count(number: int, what: str) -> str:
+    """So many of them."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def signed(estimate: statistics.Estimate) -> str:
