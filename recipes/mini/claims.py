@@ -13,7 +13,7 @@ import numpy as np
 
 from recipes.mini import plan, statistics
 from recipes.mini.best import Study, first_and_last
-from recipes.mini.verdicts import EARLY, END, NOT_RUN, Comparison, compare, count, judged, signed
+from recipes.mini.verdicts import EARLY, END, NOT_RUN, Comparison, compare, counted, judged, signed
 
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "cannot be said"
 ABOVE, NOT_BELOW, BELOW = {"better"}, {"better", "a tie"}, {"worse"}
@@ -35,7 +35,7 @@ class Change:
         if self.difference is None:
             return f"{self.what}: {NOT_RUN}"
         word = {"better": "above 0", "worse": "below 0"}.get(self.outcome, self.outcome)
-        return f"{self.what}: {signed(self.difference)}, {count(self.pairs, 'run')}: {word}"
+        return f"{self.what}: {signed(self.difference)}, {counted(self.pairs, 'run')}: {word}"
 
 
 Evidence = tuple[Comparison | Change, set[str] | None]

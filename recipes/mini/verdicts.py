@@ -31,7 +31,7 @@ class Comparison:
         against = f"{plan.METHODS[self.one].title} - {plan.METHODS[self.other].title}, {self.judge}({self.budget})"
         if self.difference is None:
             return f"{against}: {NOT_RUN}"
-        return f"{against}: {signed(self.difference)}, {count(self.pairs, 'pair')}: {self.outcome}"
+        return f"{against}: {signed(self.difference)}, {counted(self.pairs, 'pair')}: {self.outcome}"
 
     @property
     def brief(self) -> str:
@@ -48,7 +48,7 @@ class Judged:
     grounds: tuple[str, ...]
 
 
-def count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
     """So many of them."""
     return f"{number} {what}" + ("" if number == 1 else "s")
 
