@@ -226,16 +226,38 @@ class _SplitCheck:
                 "(srpo/frac_reprompt_truncated counts them)"
             )
             found.append(Finding(NOTE, "srpo.demonstration.max_prompt_tokens", message))
-        return found
+        return [*found, *self._memory_unused()]
+
+    @property
+    def _usable(self) -> int:
+        return self.kept if self.split.max_rows is None else min(self.kept, self.split.max_rows)
+
+    def _memory_unused(self) -> list[Finding]:
+        """No prompt comes twice, so that no earlier success can be shown. Filters of groups ask for more: unknown."""
+        settings = self.settings
+        if not (self.split.trains and settings.remembers) or settings.fetched_batch != settings.train_batch:
+            return []
+        asked = self._usable * settings.epochs
+        if settings.steps is not None:
+            asked = min(asked, settings.steps * settings.train_batch)
+        if asked > self._usable:
+            return []
+        message = (
+            f"the source memory shows earlier successes on the same prompt, and this run takes {asked} prompts from "
+            f"{self._usable} rows: none comes twice, unless rows are equal"
+        )
+        remedy = (
+            f"more steps or epochs, fewer rows ({self.split.max_rows_key}), or go on from a run that remembers them"
+        )
+        return [Finding(NOTE, "srpo.demonstration.sources", message, remedy)]
 
     def _batch_problems(self) -> list[Finding]:
-        split, settings = self.split, self.settings
-        usable = self.kept if split.max_rows is None else min(self.kept, split.max_rows)
+        split, settings, usable = self.split, self.settings, self._usable
         if not split.trains:
             return [] if usable else [Finding(ERROR, split.key, "no usable row", "veRL needs at least one")]
         fetched = "data.gen_batch_size" if settings.fetched_batch != settings.train_batch else "data.train_batch_size"
         needs = {fetched: settings.fetched_batch}
-        if not settings.sets_steps:
+        if settings.steps is None:
             needs["data.train_batch_size"] = settings.train_batch
         for key, needed in needs.items():
             if usable < needed:

@@ -46,8 +46,11 @@ class DataSettings:
     train_batch: int
     fetched_batch: int
     """Rows that veRL's loader fetches at once; it drops an incomplete fetch."""
-    sets_steps: bool
-    """trainer.total_training_steps is given; otherwise the number of steps is that of whole batches in the epochs."""
+    steps: int | None
+    """trainer.total_training_steps; None: the number of steps is that of whole batches in the epochs."""
+    epochs: int
+    remembers: bool
+    """Responses of earlier steps to the same prompt may become demonstrations."""
     template_kwargs: Mapping[str, Any]
     reads_ground_truth: bool
     """The reward manager is veRL's own: it reads data_source and reward_model.ground_truth of every row."""
@@ -98,7 +101,9 @@ def data_settings(config: DictConfig, srpo: SrpoConfig) -> DataSettings:
         shuffled=bool(data.get("shuffle", True)),
         train_batch=data.train_batch_size,
         fetched_batch=1 if single else data.get("gen_batch_size") or data.train_batch_size,
-        sets_steps=OmegaConf.select(config, "trainer.total_training_steps") is not None,
+        steps=OmegaConf.select(config, "trainer.total_training_steps"),
+        epochs=config.trainer.total_epochs,
+        remembers=srpo.uses_teacher and "memory" in sources,
         template_kwargs=OmegaConf.to_container(
             data.get("apply_chat_template_kwargs") or OmegaConf.create({}), resolve=True
         ),  # type: ignore[arg-type]

@@ -250,6 +250,28 @@ def test_with_a_number_of_steps_fewer_rows_are_drawn_again(look):
     assert errors(look("data.gen_batch_size=2", "trainer.total_training_steps=3", train=[row()] * 3)) == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "unused"),
+    [
+        (["trainer.total_training_steps=1"], True),
+        (["trainer.total_training_steps=2"], False),
+        (["trainer.total_training_steps=2", "trainer.total_epochs=1"], True),
+        (["trainer.total_epochs=1"], True),
+        (["trainer.total_epochs=2"], False),
+        (["trainer.total_training_steps=1", "srpo.demonstration.sources=[sibling]"], False),
+    ],
+)
+def test_a_memory_that_no_prompt_asks(look, overrides, unused):
+    """Four rows, four a step."""
+    found = look("srpo.demonstration.sources=[sibling, memory]", *overrides)
+    notes = [finding for finding in found if finding.subject == "srpo.demonstration.sources"]
+    assert [finding.level for finding in notes] == [NOTE] * unused
+    if unused:
+        assert "takes 4 prompts from 4 rows: none comes twice" in notes[0].message
+        assert "data.train_max_samples" in notes[0].remedy
+    assert not errors(found)
+
+
 def test_rows_that_a_run_cannot_see_are_not_judged(look):
     train = [*GOOD, row(answer="E")]
     few = "data.train_max_samples=5"
