@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,10 +106,11 @@ class Study:
         tasks: Iterable[str] = plan.TASKS,
         steps: int = plan.STEPS,
         rate: float | None = None,
+        seeds: Collection[int] | None = None,
     ) -> dict[str, dict[int, float]]:
-        """Test accuracy by task and seed; `judge` is best or last. Tasks without a run are left out."""
+        """Test accuracy by task and seed; `judge` is best or last. A task without a run is left out."""
         scores: dict[str, dict[int, float]] = {}
-        runs = self.runs(method, steps=steps, rate=rate)
+        runs = [log for log in self.runs(method, steps=steps, rate=rate) if seeds is None or log.cell.seed in seeds]
         for task in tasks:
             by_seed = {log.cell.seed: JUDGES[judge](log, budget) for log in runs if log.cell.task == task}
             if by_seed:

@@ -28,8 +28,17 @@ NOT_RUN = verdicts.NOT_RUN
 END = plan.STEPS
 COLUMNS = tuple((judge, budget) for judge in JUDGES for budget in plan.BUDGETS.values())
 """What methods are compared by."""
-CUT_OFF = "srpo/frac_at_length_limit"
-COLUMNS_BY_TASK = (*(column for column in COLUMNS if column[0] == "best"), ("last", END))
+TEN_SEEDS = (
+    ("srpo", "grpo"),
+    ("handover", "grpo"),
+    ("handover", "srpo"),
+    ("srpo", "srpo_no_dw"),
+    ("srpo", "advantage_mix"),
+    ("advantage_mix", "grpo"),
+    ("handover", "handover_blind"),
+)
+CUT_OFF, REMEMBERED = "srpo/frac_at_length_limit", "srpo/frac_shown_memory"
+SHORT_COLUMNS = (*(column for column in COLUMNS if column[0] == "best"), ("last", END))
 
 INTRODUCTION = """\
 # What beats what, in miniature
@@ -64,6 +73,11 @@ LIMITS = """\
 * A larger model is not among them: a step of SmolLM2-135M with 24 rollouts of at most 64 tokens takes 121 s on two
   cores ([recipes/science](../recipes/science/README.md)), so that three methods with two seeds and 100 steps are 20
   hours. **Not run.**"""
+
+
+def names(columns: Sequence[tuple[str, int]]) -> list[str]:
+    """Heads of columns, such as best(60)."""
+    return [f"{judge}({budget})" for judge, budget in columns]
 
 
 def hypotheses() -> dict[str, str]:
@@ -112,7 +126,7 @@ def _by_task(study: Study, methods: Sequence[str], tasks: Sequence[str]) -> list
             )
             for method in methods
         ]
-        header = (task, *(f"{judge}({budget})" for judge, budget in COLUMNS))
+        header = (task, *names(COLUMNS))
         lines += ["", *table(header, rows)]
     return lines
 
@@ -126,7 +140,7 @@ def accuracy_section(study: Study) -> list[str]:
             scores = study.scores(method, judge, budget)
             cells.append(str(statistics.aggregate(scores)) if len(scores) == len(plan.TASKS) else NOT_RUN)
         rows.append((plan.METHODS[method].title, *cells))
-    header = ("all tasks", *(f"{judge}({budget})" for judge, budget in COLUMNS))
+    header = ("all tasks", *names(COLUMNS))
     return [
         "## Accuracy within budgets",
         "",
@@ -152,12 +166,16 @@ def pairs_section(study: Study) -> list[str]:
     rows = []
     for index, one in enumerate(plan.MAIN):
         for other in plan.MAIN[:index]:
-            cells = [verdicts.compare(study, one, other, *column).brief for column in COLUMNS]
+            cells = [verdicts.compare(study, one, other, *column).brief for column in SHORT_COLUMNS]
             scores = [study.scores(method, "best", END) for method in (one, other)]
             shared = all(len(of_method) == len(plan.TASKS) for of_method in scores)
             chance = str(statistics.probability_of_improvement(*scores)) if shared else NOT_RUN
             rows.append((f"{plan.METHODS[one].title} - {plan.METHODS[other].title}", *cells, chance))
-    header = ("", *(f"{judge}({budget})" for judge, budget in COLUMNS), f"probability of improvement, best({END})")
+    header = (
+        "",
+        *names(SHORT_COLUMNS),
+        f"probability of improvement, best({END})",
+    )
     return ["## What beats what", "", "Mean difference over tasks, paired by seed.", "", *table(header, rows)]
 
 
@@ -165,22 +183,25 @@ def tasks_section(study: Study) -> list[str]:
     """Where: the differences to GRPO by task."""
     rows = []
     for method in plan.MAIN[1:]:
-        for judge, budget in COLUMNS_BY_TASK:
+        for judge, budget in SHORT_COLUMNS:
             cells = [verdicts.compare(study, method, "grpo", judge, budget, [task]).brief for task in plan.TASKS]
             rows.append((f"{plan.METHODS[method].title}, {judge}({budget})", *cells))
     return ["## Where", "", "Difference to GRPO by task, paired by seed.", "", *table(("", *plan.TASKS), rows)]
 
 
-def close_section(study: Study) -> list[str]:
-    """The methods that have more seeds on one task, with each other."""
+def seeds_section(study: Study) -> list[str]:
+    """The comparisons that have ten seeds on one task."""
     rows = []
-    for index, one in enumerate(plan.CLOSE):
-        for other in plan.CLOSE[:index]:
-            found = [verdicts.compare(study, one, other, *column, [plan.ONE_TASK]) for column in COLUMNS]
-            titles = " - ".join(plan.METHODS[method].title for method in (one, other))
-            rows.append((titles, str(found[0].pairs), *(comparison.brief for comparison in found)))
-    header = ("", "pairs", *(f"{judge}({budget})" for judge, budget in COLUMNS))
-    return [f"## With more seeds, on {plan.ONE_TASK}", "", *table(header, rows)]
+    for one, other in TEN_SEEDS:
+        found = [verdicts.compare(study, one, other, *column, [plan.ONE_TASK]) for column in SHORT_COLUMNS]
+        titles = " - ".join(plan.METHODS[method].title for method in (one, other))
+        rows.append((titles, str(found[0].pairs), *(comparison.brief for comparison in found)))
+    said = [
+        "Seeds 5 to 9 of GRPO, SRPO and hand-over were planned. Those of the ablations were added (part E) when five",
+        "pairs could not decide; the hypotheses are judged without them.",
+    ]
+    header = ("", "pairs", *names(SHORT_COLUMNS))
+    return [f"## With up to ten seeds, on {plan.ONE_TASK}", "", *said, "", *table(header, rows)]
 
 
 def same_rate_section(study: Study) -> list[str]:
@@ -195,10 +216,13 @@ def same_rate_section(study: Study) -> list[str]:
     for method in others:
         scores = [
             study.scores(method, *column, tasks=[plan.ONE_TASK], rate=study.rates["srpo"]).get(plan.ONE_TASK)
-            for column in COLUMNS
+            for column in SHORT_COLUMNS
         ]
         rows.append((plan.METHODS[method].title, *map(_spread, scores)))
-    return [*lines, *table((f"{study.rates['srpo']:g}", *(f"{judge}({budget})" for judge, budget in COLUMNS)), rows)]
+    return [
+        *lines,
+        *table((f"{study.rates['srpo']:g}", *names(SHORT_COLUMNS)), rows),
+    ]
 
 
 def further_section(study: Study) -> list[str]:
@@ -217,7 +241,30 @@ def further_section(study: Study) -> list[str]:
         f"best({END})",
         *(f"{judge}({END}) - {other}'s" for other in ("SRPO", "GRPO") for judge in ("best", "last")),
     )
-    return [f"## The other methods, on {plan.ONE_TASK}", "", *table(header, rows)]
+    lines = [f"## The other methods, on {plan.ONE_TASK}", "", *table(header, rows)]
+    if _never_remembered(study):
+        lines += [
+            "",
+            "The success memory was never asked, since a run sees no question twice: its runs are SRPO's, digit for",
+            f"digit. With {plan.FEW_QUESTIONS} questions, of which each comes four to five times (part E):",
+            "",
+            *_few_questions(study),
+        ]
+    return lines
+
+
+def _never_remembered(study: Study) -> bool:
+    runs = study.runs("memory")
+    return bool(runs) and not any(step.get(REMEMBERED) for log in runs for step in log.steps.values())
+
+
+def _few_questions(study: Study) -> list[str]:
+    rows = []
+    for judge, budget in SHORT_COLUMNS:
+        spreads = (_spread(study.scores(method, judge, budget).get(plan.ONE_TASK)) for method in plan.FEW)
+        difference = verdicts.compare(study, *reversed(plan.FEW), judge, budget, [plan.ONE_TASK])
+        rows.append((f"{judge}({budget})", *spreads, difference.brief))
+    return table(("", *(plan.METHODS[method].title for method in plan.FEW), "difference"), rows)
 
 
 def long_section(study: Study) -> list[str]:
@@ -286,7 +333,7 @@ SECTIONS: tuple[Callable[[Study], list[str]], ...] = (
     curves_section,
     pairs_section,
     tasks_section,
-    close_section,
+    seeds_section,
     same_rate_section,
     further_section,
     long_section,

@@ -47,6 +47,15 @@ class Method:
         object.__setattr__(self, "title", self.title or title_of(self.config))
 
 
+FEW_QUESTIONS = 256
+"""So that each comes four to five times in a run; of all 4,096 none comes twice."""
+
+
+def _few(config: str) -> Method:
+    title = f"{title_of(config)}, {FEW_QUESTIONS} questions"
+    return Method(config, (f"data.train_max_samples={FEW_QUESTIONS}",), title=title, rate_of="srpo")
+
+
 METHODS = {
     "grpo": Method("grpo", has_teacher=False, distils=False),
     "sdpo": Method("sdpo"),
@@ -75,6 +84,8 @@ METHODS = {
     "sc_sdpo": Method("sc_sdpo", rate_of="sdpo"),
     "anneal": Method("srpo_anneal", rate_of="srpo"),
     "memory": Method("srpo_memory", rate_of="srpo"),
+    "srpo_few": _few("srpo"),
+    "memory_few": _few("srpo_memory"),
 }
 MAIN = ("grpo", "sdpo", "srpo", "handover")
 """On all tasks, each with a grid of its own."""
@@ -90,6 +101,7 @@ FURTHER = (
     "memory",
 )
 LONG = ("grpo", "srpo", "sdpo", "handover")
+FEW = ("srpo_few", "memory_few")
 CLOSE = ("grpo", "srpo", "handover")
 """Compared with twice the seeds."""
 
@@ -165,6 +177,16 @@ def more_seeds(best: Rates) -> Iterator[Cell]:
             yield Cell("D", ONE_TASK, method, rate(method, best), seed)
 
 
+def added(best: Rates) -> Iterator[Cell]:
+    """Part E, added after A and B: a success memory that is asked, and twice the seeds for A's ablations."""
+    for seed in FURTHER_SEEDS:
+        for method in FEW:
+            yield Cell("E", ONE_TASK, method, rate(method, best), seed)
+    for seed in MORE_SEEDS:
+        for method in ABLATIONS:
+            yield Cell("E", ONE_TASK, method, rate(method, best), seed)
+
+
 def part_a(best: Rates) -> Iterator[Cell]:
     """Part A, with its repetition at SRPO's learning rate."""
     yield from comparison(best)
@@ -177,5 +199,6 @@ PARTS: dict[str, Callable[[Rates], Iterator[Cell]]] = {
     "B": further,
     "C": long_run,
     "D": more_seeds,
+    "E": added,
 }
 """In the order of running; all but the grid need its rates."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,10 +70,17 @@ def judged(differences: Mapping[str, np.ndarray], tasks: Sequence[str]) -> tuple
 
 
 def compare(
-    study: Study, one: str, other: str, judge: str, budget: int, tasks: Sequence[str] = plan.TASKS
+    study: Study,
+    one: str,
+    other: str,
+    judge: str,
+    budget: int,
+    tasks: Sequence[str] = plan.TASKS,
+    seeds: Collection[int] | None = None,
 ) -> Comparison:
-    """One method against another on the tasks and seeds that both have."""
-    differences = statistics.paired(*(study.scores(method, judge, budget, tasks=tasks) for method in (one, other)))
+    """One method against another on the tasks and seeds that both have, or on those of them that are given."""
+    scores = (study.scores(method, judge, budget, tasks=tasks, seeds=seeds) for method in (one, other))
+    differences = statistics.paired(*scores)
     return Comparison(one, other, judge, budget, *judged(differences, tasks))
 
 
@@ -158,8 +165,10 @@ def judge_all(study: Study) -> list[Judged]:
     above_both = [
         compare(study, "srpo", other, "best", budget) for other in ("grpo", "sdpo") for budget in (MIDDLE, END)
     ]
-    weights = [compare(study, "srpo", "srpo_no_dw", "best", budget, one_task) for budget in (MIDDLE, END)]
-    mixing = [compare(study, "srpo", "advantage_mix", "best", END, one_task)]
+    # By the seeds of the plan: those of part E were added when these were seen.
+    weights = [compare(study, "srpo", "srpo_no_dw", "best", budget, one_task, plan.SEEDS) for budget in (MIDDLE, END)]
+    mixing = [compare(study, "srpo", "advantage_mix", "best", END, one_task, plan.SEEDS)]
+    seen = [compare(study, "handover", "handover_blind", "best", MIDDLE, one_task, plan.SEEDS)]
     handover = [
         compare(study, "handover", _stronger_of(study, ("srpo", "grpo"), budget), "best", budget)
         for budget in plan.BUDGETS.values()
@@ -176,5 +185,5 @@ def judge_all(study: Study) -> list[Judged]:
         _better("H4", mixing),
         _decide("H5", handover, confirms=[("better", "a tie")] * 3, falsifies=[("worse",)] * 3),
         _late_collapse(study),
-        _better("H7", [compare(study, "handover", "handover_blind", "best", MIDDLE, one_task)]),
+        _better("H7", seen),
     ]
