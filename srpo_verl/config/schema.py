@@ -104,6 +104,11 @@ class SrpoConfig:
         return self.distils or self.gives_credit
 
     @property
+    def remembers(self) -> bool:
+        """Whether a correct response of an earlier step may become a demonstration."""
+        return self.uses_teacher and "memory" in self.demonstration.sources
+
+    @property
     def distils(self) -> bool:
         """Whether the routing may give a row a share of distillation."""
         return effects_of(self.routing).distils

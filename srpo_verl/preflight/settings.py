@@ -103,7 +103,7 @@ def data_settings(config: DictConfig, srpo: SrpoConfig) -> DataSettings:
         fetched_batch=1 if single else data.get("gen_batch_size") or data.train_batch_size,
         steps=OmegaConf.select(config, "trainer.total_training_steps"),
         epochs=config.trainer.total_epochs,
-        remembers=srpo.uses_teacher and "memory" in sources,
+        remembers=srpo.remembers,
         template_kwargs=OmegaConf.to_container(
             data.get("apply_chat_template_kwargs") or OmegaConf.create({}), resolve=True
         ),  # type: ignore[arg-type]

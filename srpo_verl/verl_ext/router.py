@@ -69,8 +69,7 @@ class Router:
     ):
         self.srpo, self.text, self.render, self.seed = srpo, text, render, seed
         memory = srpo.demonstration.memory
-        remembers = srpo.uses_teacher and "memory" in srpo.demonstration.sources
-        self.memory = SuccessMemory(memory.per_prompt, memory.max_prompts) if remembers else None
+        self.memory = SuccessMemory(memory.per_prompt, memory.max_prompts) if srpo.remembers else None
 
     def route(self, rollouts: Rollouts, step: int) -> RoutedBatch:
         """Route one training step's rollouts. Raises ValueError where a row is not the only output of its session."""
