@@ -70,6 +70,17 @@ def grid_scores(logs: Iterable[Log]) -> dict[str, dict[float, list[float]]]:
     return scores
 
 
+def by_task(
+    runs: Iterable[Log], value: Callable[[Log], float | None], tasks: Iterable[str] = plan.TASKS
+) -> dict[str, dict[int, float]]:
+    """A value of every run that has one, by task and seed. A task without any is left out."""
+    values: dict[str, dict[int, float]] = {task: {} for task in tasks}
+    for log in sorted(runs, key=lambda log: log.cell.seed):
+        if log.cell.task in values and (found := value(log)) is not None:
+            values[log.cell.task][log.cell.seed] = found
+    return {task: by_seed for task, by_seed in values.items() if by_seed}
+
+
 @dataclass(frozen=True)
 class Study:
     """Every log there is, and the learning rates; a grid that is not complete has chosen none."""
@@ -109,10 +120,14 @@ class Study:
         seeds: Collection[int] | None = None,
     ) -> dict[str, dict[int, float]]:
         """Test accuracy by task and seed; `judge` is best or last. A task without a run is left out."""
-        scores: dict[str, dict[int, float]] = {}
         runs = [log for log in self.runs(method, steps=steps, rate=rate) if seeds is None or log.cell.seed in seeds]
-        for task in tasks:
-            by_seed = {log.cell.seed: JUDGES[judge](log, budget) for log in runs if log.cell.task == task}
-            if by_seed:
-                scores[task] = dict(sorted(by_seed.items()))
-        return scores
+        return by_task(runs, lambda log: JUDGES[judge](log, budget), tasks)
+
+    def ends(self, method: str, metric: str, value: Callable[[float, float], float]) -> dict[str, dict[int, float]]:
+        """By task and seed, a value of a metric's mean over the first ten steps of a run and over the last ten."""
+
+        def of_run(log: Log) -> float | None:
+            ends = first_and_last(log, metric)
+            return None if ends is None else value(*ends)
+
+        return by_task(self.runs(method), of_run)

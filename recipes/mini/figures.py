@@ -52,7 +52,7 @@ def long_curves(study: Study, folder: Path) -> Path | None:
     if not any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.LONG):
         return None
     with matplotlib.rc_context(_REPRODUCIBLE):
-        figure, (above, below) = plt.subplots(1, 2, figsize=(9.6, 3.2))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.2))
         for method in plan.LONG:
             for number, log in enumerate(study.runs(method, steps=plan.LONG_STEPS)):
                 line = {
@@ -60,16 +60,15 @@ def long_curves(study: Study, folder: Path) -> Path | None:
                     "linestyle": ("-", "--", ":")[number % 3],
                     "label": f"{plan.METHODS[method].title}, seed {log.cell.seed}",
                 }
-                above.plot(*zip(*sorted(accuracy(log, "test").items()), strict=True), **line)
+                left.plot(*zip(*sorted(accuracy(log, "test").items()), strict=True), **line)
                 lengths = np.array([log.steps[step]["response_length/mean"] for step in range(1, log.cell.steps + 1)])
-                blocks = lengths[: len(lengths) // plan.LONG_TEST_EVERY * plan.LONG_TEST_EVERY]
-                means = blocks.reshape(-1, plan.LONG_TEST_EVERY).mean(axis=1)
-                below.plot((np.arange(len(means)) + 1) * plan.LONG_TEST_EVERY, means, **line)
-        above.set(title="test accuracy", xlabel="step", ylim=(0, 1))
-        below.set(title="mean response length, tokens", xlabel="step")
-        for axis in (above, below):
+                means = lengths.reshape(-1, plan.LONG_TEST_EVERY).mean(axis=1)
+                right.plot((np.arange(len(means)) + 1) * plan.LONG_TEST_EVERY, means, **line)
+        left.set(title="test accuracy", xlabel="step", ylim=(0, 1))
+        right.set(title="mean response length, tokens", xlabel="step")
+        for axis in (left, right):
             axis.grid(alpha=0.3)
-        below.legend(fontsize=7)
+        right.legend(fontsize=7)
         return _save(figure, folder / LONG)
 
 

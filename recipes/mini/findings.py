@@ -10,24 +10,28 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from recipes.mini import claims, figures, in_short, plan, setting, statistics, verdicts
-from recipes.mini.best import JUDGES, Study, first_and_last
+from recipes.mini.best import JUDGES, Study
 from recipes.mini.logs import read_all
 from recipes.mini.losses import TOLD, told_by_method
 from recipes.mini.run import ROOT
 from recipes.mini.study import RESULTS
-from recipes.mini.table import table
+from recipes.mini.table import mean_and_range, table
 
 PAGE = ROOT / "docs" / "findings.md"
 README = ROOT / "README.md"
 HYPOTHESES = Path(__file__).resolve().parent / "hypotheses.md"
 NOT_RUN = verdicts.NOT_RUN
 END = plan.STEPS
+Column = tuple[str, int]
+"""A judge and a budget."""
 COLUMNS = tuple((judge, budget) for judge in JUDGES for budget in plan.BUDGETS.values())
 """What methods are compared by."""
+LONG_COLUMNS = (("best", END), ("best", plan.LONG_STEPS), ("last", plan.LONG_STEPS))
 TEN_SEEDS = (
     ("srpo", "grpo"),
     ("handover", "grpo"),
@@ -66,7 +70,7 @@ LIMITS = """\
 * Steps are budgets of equal rollouts, not of equal time: methods with a teacher take longer for a step.
 * Seeds vary the starting model, the order of the questions and the sampling together; intervals are over all three.
   Tasks are four, chosen by us (two of them from `reasoning-gym`), so that intervals say nothing about other tasks.
-* Some fifty intervals stand on this page, each for itself: where there is no difference, one in twenty shows one.
+* Some two hundred intervals stand here, each for itself: where there is no difference, one in twenty shows one.
 * Learning rates come from one task and one seed. Methods that take a relative's rate may do better at their own.
 * Hand-over was found by experiments with a task of this kind before the study began; the study's seeds and three of
   its tasks are new to it.
@@ -75,7 +79,7 @@ LIMITS = """\
   hours. **Not run.**"""
 
 
-def names(columns: Sequence[tuple[str, int]]) -> list[str]:
+def names(columns: Sequence[Column]) -> list[str]:
     """Heads of columns, such as best(60)."""
     return [f"{judge}({budget})" for judge, budget in columns]
 
@@ -105,10 +109,12 @@ def claims_section(study: Study) -> list[str]:
     return ["## The paper's claims", "", *said, "", *table(("claim", "in the paper", "", "here"), claims.rows(study))]
 
 
-def _spread(scores: dict[int, float] | None) -> str:
+def _accuracy(study: Study, method: str, column: Column, task: str = plan.ONE_TASK, **settings: Any) -> str:
+    """Mean and spread of a method on a task; `settings` as of Study.scores."""
+    scores = study.scores(method, *column, tasks=[task], **settings)
     if not scores:
         return NOT_RUN
-    values = np.array(list(scores.values()))
+    values = np.array(list(scores[task].values()))
     return (
         f"{values.mean():.3f} ± {values.std(ddof=1):.3f} ({len(values)})"
         if len(values) > 1
@@ -122,7 +128,7 @@ def _by_task(study: Study, methods: Sequence[str], tasks: Sequence[str]) -> list
         rows = [
             (
                 plan.METHODS[method].title,
-                *(_spread(study.scores(method, *column, tasks=[task]).get(task)) for column in COLUMNS),
+                *(_accuracy(study, method, column, task) for column in COLUMNS),
             )
             for method in methods
         ]
@@ -170,7 +176,7 @@ def pairs_section(study: Study) -> list[str]:
             scores = [study.scores(method, "best", END) for method in (one, other)]
             shared = all(len(of_method) == len(plan.TASKS) for of_method in scores)
             chance = str(statistics.probability_of_improvement(*scores)) if shared else NOT_RUN
-            rows.append((f"{plan.METHODS[one].title} - {plan.METHODS[other].title}", *cells, chance))
+            rows.append((plan.against(one, other), *cells, chance))
     header = (
         "",
         *names(SHORT_COLUMNS),
@@ -194,8 +200,7 @@ def seeds_section(study: Study) -> list[str]:
     rows = []
     for one, other in TEN_SEEDS:
         found = [verdicts.compare(study, one, other, *column, [plan.ONE_TASK]) for column in SHORT_COLUMNS]
-        titles = " - ".join(plan.METHODS[method].title for method in (one, other))
-        rows.append((titles, str(found[0].pairs), *(comparison.brief for comparison in found)))
+        rows.append((plan.against(one, other), str(found[0].count), *(comparison.brief for comparison in found)))
     said = [
         "Seeds 5 to 9 of GRPO, SRPO and hand-over were planned. Those of the ablations were added (part E) when five",
         "pairs could not decide; the hypotheses are judged without them.",
@@ -214,11 +219,8 @@ def same_rate_section(study: Study) -> list[str]:
         return [*lines, "Every method chose the same rate: there is nothing to repeat."]
     rows = []
     for method in others:
-        scores = [
-            study.scores(method, *column, tasks=[plan.ONE_TASK], rate=study.rates["srpo"]).get(plan.ONE_TASK)
-            for column in SHORT_COLUMNS
-        ]
-        rows.append((plan.METHODS[method].title, *map(_spread, scores)))
+        cells = (_accuracy(study, method, column, rate=study.rates["srpo"]) for column in SHORT_COLUMNS)
+        rows.append((plan.METHODS[method].title, *cells))
     return [
         *lines,
         *table((f"{study.rates['srpo']:g}", *names(SHORT_COLUMNS)), rows),
@@ -229,13 +231,12 @@ def further_section(study: Study) -> list[str]:
     """The other methods on one task."""
     rows = []
     for method in (*plan.ABLATIONS, *plan.FURTHER):
-        accuracy = study.scores(method, "best", END, tasks=[plan.ONE_TASK]).get(plan.ONE_TASK)
         cells = [
             verdicts.compare(study, method, other, judge, END, [plan.ONE_TASK]).brief
             for other in ("srpo", "grpo")
             for judge in ("best", "last")
         ]
-        rows.append((plan.METHODS[method].title, _spread(accuracy), *cells))
+        rows.append((plan.METHODS[method].title, _accuracy(study, method, ("best", END)), *cells))
     header = (
         "",
         f"best({END})",
@@ -261,7 +262,7 @@ def _never_remembered(study: Study) -> bool:
 def _few_questions(study: Study) -> list[str]:
     rows = []
     for judge, budget in SHORT_COLUMNS:
-        spreads = (_spread(study.scores(method, judge, budget).get(plan.ONE_TASK)) for method in plan.FEW)
+        spreads = (_accuracy(study, method, (judge, budget)) for method in plan.FEW)
         difference = verdicts.compare(study, *reversed(plan.FEW), judge, budget, [plan.ONE_TASK])
         rows.append((f"{judge}({budget})", *spreads, difference.brief))
     return table(("", *(plan.METHODS[method].title for method in plan.FEW), "difference"), rows)
@@ -271,15 +272,9 @@ def long_section(study: Study) -> list[str]:
     """Ten times as long."""
     rows = []
     for method in plan.LONG:
-        cells = [
-            _spread(
-                study.scores(method, judge, budget, tasks=[plan.ONE_TASK], steps=plan.LONG_STEPS).get(plan.ONE_TASK)
-            )
-            for judge, budget in (("best", END), ("best", plan.LONG_STEPS), ("last", plan.LONG_STEPS))
-        ]
+        cells = (_accuracy(study, method, column, steps=plan.LONG_STEPS) for column in LONG_COLUMNS)
         rows.append((plan.METHODS[method].title, *cells))
-    header = ("", f"best({END})", f"best({plan.LONG_STEPS})", f"last({plan.LONG_STEPS})")
-    lines = [f"## {plan.LONG_STEPS} steps on {plan.ONE_TASK}", "", *table(header, rows)]
+    lines = [f"## {plan.LONG_STEPS} steps on {plan.ONE_TASK}", "", *table(("", *names(LONG_COLUMNS)), rows)]
     if any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.LONG):
         lines += ["", f"![accuracy and response length of every long run](images/{figures.LONG})"]
     return lines
@@ -289,16 +284,13 @@ def length_section(study: Study) -> list[str]:
     """Whether responses grew or shrank, and how many were cut off."""
     rows = []
     for method in plan.MAIN:
-        cells, growths = [], claims.growth(study, method)
-        for task in plan.TASKS:
-            ratios = list(growths.get(task, {}).values())
-            ends = [first_and_last(log, CUT_OFF) for log in study.runs(method) if log.cell.task == task]
-            cut = [end[1] for end in ends if end is not None]
-            cells.append(
-                f"{np.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), {np.mean(cut):.0%}"
-                if ratios
-                else NOT_RUN
-            )
+        growth, cut_off = claims.growth(study, method), study.ends(method, CUT_OFF, lambda first, last: last)
+        cells = (
+            f"{mean_and_range(growth[task].values())}, {np.mean(list(cut_off[task].values())):.0%}"
+            if task in growth
+            else NOT_RUN
+            for task in plan.TASKS
+        )
         rows.append((plan.METHODS[method].title, *cells))
     said = [
         "Mean response length of the last ten steps over that of the first ten, smallest and largest over seeds; and",

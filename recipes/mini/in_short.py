@@ -20,7 +20,7 @@ def lines(study: Study) -> list[str]:
         found = [verdicts.compare(study, *pair, judge, budget) for judge, budget in COLUMNS]
         cells = [f"{judge}({budget}) {one.brief}" for (judge, budget), one in zip(COLUMNS, found, strict=True)]
         one, other = (plan.METHODS[method].title for method in pair)
-        said.append(f"* {one} against {other}, {found[0].pairs} pairs of runs: {'; '.join(cells)}")
+        said.append(f"* {one} against {other}, {found[0].count} pairs of runs: {'; '.join(cells)}")
     return said
 
 

@@ -123,6 +123,11 @@ class Cell:
         return f"{self.task}-{self.method}-lr{self.learning_rate:g}-steps{self.steps}-seed{self.seed}"
 
 
+def against(one: str, other: str) -> str:
+    """What a difference of two methods is called."""
+    return f"{METHODS[one].title} - {METHODS[other].title}"
+
+
 Rates = Mapping[str, float]
 """Learning rate by method, of the methods that have a grid."""
 

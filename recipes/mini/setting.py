@@ -8,7 +8,7 @@ import numpy as np
 
 from recipes.mini import plan
 from recipes.mini.best import Study, grid_scores
-from recipes.mini.table import table
+from recipes.mini.table import mean_and_range, table
 from recipes.mini.verdicts import NOT_RUN
 
 
@@ -48,10 +48,8 @@ def models_section(study: Study) -> list[str]:
             rows.append((task, NOT_RUN, NOT_RUN, "0"))
             continue
         shown = [
-            f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-            for values in (
-                [start[name] for start in starts.values()] for name in ("accuracy_plain", "accuracy_demonstration")
-            )
+            mean_and_range(start[name] for start in starts.values())
+            for name in ("accuracy_plain", "accuracy_demonstration")
         ]
         rows.append((task, *shown, str(len(starts))))
     header = ("task", "accuracy at the start", "with a demonstration", "models")

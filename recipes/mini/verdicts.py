@@ -17,26 +17,40 @@ COLLAPSE = 0.10
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method against another, at one budget."""
+    """A difference, by task and seed, and what it says: of accuracies better or worse."""
 
-    one: str
-    other: str
-    judge: str
-    budget: int
+    what: str
     outcome: str
     difference: statistics.Estimate | None
-    pairs: int
+    count: int
+    unit: str = "pair"
+
+    @classmethod
+    def of(
+        cls, what: str, differences: Mapping[str, np.ndarray], tasks: Sequence[str] = plan.TASKS, unit: str = "pair"
+    ) -> Comparison:
+        """Of the differences of each task; where one of the tasks lacks them it cannot be said."""
+        outcome = statistics.verdict(differences)
+        if differences and set(differences) != set(tasks):
+            outcome = OPEN
+        difference = statistics.mean_difference(differences) if differences else None
+        return cls(what, outcome, difference, sum(map(len, differences.values())), unit)
+
+    @property
+    def word(self) -> str:
+        """The outcome as a reader gets it."""
+        return self.outcome
 
     def __str__(self) -> str:
-        against = f"{plan.METHODS[self.one].title} - {plan.METHODS[self.other].title}, {self.judge}({self.budget})"
         if self.difference is None:
-            return f"{against}: {NOT_RUN}"
-        return f"{against}: {signed(self.difference)}, {counted(self.pairs, 'pair')}: {self.outcome}"
+            return f"{self.what}: {NOT_RUN}"
+        number = f"{self.count} {self.unit}" + ("" if self.count == 1 else "s")
+        return f"{self.what}: {signed(self.difference)}, {number}: {self.word}"
 
     @property
     def brief(self) -> str:
         """Without the names, where the table around it has them."""
-        return NOT_RUN if self.difference is None else f"{signed(self.difference)}: {self.outcome}"
+        return NOT_RUN if self.difference is None else f"{signed(self.difference)}: {self.word}"
 
 
 @dataclass(frozen=True)
@@ -48,25 +62,11 @@ class Judged:
     grounds: tuple[str, ...]
 
 
-def counted(number: int, what: str) -> str:
-    """So many of them."""
-    return f"{number} {what}" + ("" if number == 1 else "s")
-
-
 def signed(estimate: statistics.Estimate) -> str:
     """A difference with its interval."""
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:+.3f} (no interval from one seed)"
     return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"
-
-
-def judged(differences: Mapping[str, np.ndarray], tasks: Sequence[str]) -> tuple[str, statistics.Estimate | None, int]:
-    """Outcome, mean and number of differences by task; one that lacks a task cannot be said."""
-    outcome = statistics.verdict(differences)
-    if differences and set(differences) != set(tasks):
-        outcome = OPEN
-    difference = statistics.mean_difference(differences) if differences else None
-    return outcome, difference, sum(map(len, differences.values()))
 
 
 def compare(
@@ -80,8 +80,8 @@ def compare(
 ) -> Comparison:
     """One method against another on the tasks and seeds that both have, or on those of them that are given."""
     scores = (study.scores(method, judge, budget, tasks=tasks, seeds=seeds) for method in (one, other))
-    differences = statistics.paired(*scores)
-    return Comparison(one, other, judge, budget, *judged(differences, tasks))
+    what = f"{plan.against(one, other)}, {judge}({budget})"
+    return Comparison.of(what, statistics.paired(*scores), tasks)
 
 
 def _decide(
