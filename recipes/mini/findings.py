@@ -59,7 +59,8 @@ python -m recipes.mini.findings
 ```
 
 in seconds; the logs are made by `python -m recipes.mini.study`. **best(b)** is the test accuracy of the checkpoint
-that validation chose among those up to step b, **last(b)** that of the last one. Intervals are 95 %."""
+that validation chose among those up to step b, **last(b)** that of the last one. Intervals are 95 %. Differences in
+bold are better or worse, by the rule of the hypotheses; of one that is neither bold nor a tie nothing can be said."""
 
 LIMITS = """\
 ## What this can say, and what it cannot
@@ -172,7 +173,7 @@ def pairs_section(study: Study) -> list[str]:
     rows = []
     for index, one in enumerate(plan.MAIN):
         for other in plan.MAIN[:index]:
-            cells = [verdicts.compare(study, one, other, *column).brief for column in SHORT_COLUMNS]
+            cells = [verdicts.compare(study, one, other, *column).cell for column in SHORT_COLUMNS]
             scores = [study.scores(method, "best", END) for method in (one, other)]
             shared = all(len(of_method) == len(plan.TASKS) for of_method in scores)
             chance = str(statistics.probability_of_improvement(*scores)) if shared else NOT_RUN
@@ -182,7 +183,11 @@ def pairs_section(study: Study) -> list[str]:
         *names(SHORT_COLUMNS),
         f"probability of improvement, best({END})",
     )
-    return ["## What beats what", "", "Mean difference over tasks, paired by seed.", "", *table(header, rows)]
+    lines = ["## What beats what", "", "Mean difference over tasks, paired by seed.", "", *table(header, rows)]
+    if figures.has_differences(study):
+        said = "Each method's difference to GRPO; scales differ between panels."
+        lines += ["", said, "", f"![differences to GRPO, over all tasks and by task](images/{figures.DIFFERENCES})"]
+    return lines
 
 
 def tasks_section(study: Study) -> list[str]:
@@ -190,7 +195,7 @@ def tasks_section(study: Study) -> list[str]:
     rows = []
     for method in plan.MAIN[1:]:
         for judge, budget in SHORT_COLUMNS:
-            cells = [verdicts.compare(study, method, "grpo", judge, budget, [task]).brief for task in plan.TASKS]
+            cells = [verdicts.compare(study, method, "grpo", judge, budget, [task]).cell for task in plan.TASKS]
             rows.append((f"{plan.METHODS[method].title}, {judge}({budget})", *cells))
     return ["## Where", "", "Difference to GRPO by task, paired by seed.", "", *table(("", *plan.TASKS), rows)]
 
@@ -200,7 +205,7 @@ def seeds_section(study: Study) -> list[str]:
     rows = []
     for one, other in TEN_SEEDS:
         found = [verdicts.compare(study, one, other, *column, [plan.ONE_TASK]) for column in SHORT_COLUMNS]
-        rows.append((plan.against(one, other), str(found[0].count), *(comparison.brief for comparison in found)))
+        rows.append((plan.against(one, other), str(found[0].count), *(comparison.cell for comparison in found)))
     said = [
         "Seeds 5 to 9 of GRPO, SRPO and hand-over were planned. Those of the ablations were added (part E) when five",
         "pairs could not decide; the hypotheses are judged without them.",
@@ -232,7 +237,7 @@ def further_section(study: Study) -> list[str]:
     rows = []
     for method in (*plan.ABLATIONS, *plan.FURTHER):
         cells = [
-            verdicts.compare(study, method, other, judge, END, [plan.ONE_TASK]).brief
+            verdicts.compare(study, method, other, judge, END, [plan.ONE_TASK]).cell
             for other in ("srpo", "grpo")
             for judge in ("best", "last")
         ]
@@ -264,7 +269,7 @@ def _few_questions(study: Study) -> list[str]:
     for judge, budget in SHORT_COLUMNS:
         spreads = (_accuracy(study, method, (judge, budget)) for method in plan.FEW)
         difference = verdicts.compare(study, *reversed(plan.FEW), judge, budget, [plan.ONE_TASK])
-        rows.append((f"{judge}({budget})", *spreads, difference.brief))
+        rows.append((f"{judge}({budget})", *spreads, difference.cell))
     return table(("", *(plan.METHODS[method].title for method in plan.FEW), "difference"), rows)
 
 
@@ -353,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     study = Study.of(read_all(arguments.results))
     arguments.out.write_text(page(study))
-    for draw in (figures.curves, figures.long_curves):
+    for draw in figures.ALL:
         draw(study, arguments.out.parent / "images")
     if arguments.out == PAGE:
         README.write_text(in_short.with_lines(README.read_text(), in_short.lines(study)))

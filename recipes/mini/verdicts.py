@@ -11,6 +11,7 @@ from recipes.mini import plan, statistics
 from recipes.mini.best import Study
 
 CONFIRMED, FALSIFIED, OPEN, NOT_RUN = "confirmed", "falsified", "cannot be said", "not run"
+TIE = "a tie"
 EARLY, MIDDLE, END = plan.BUDGETS.values()
 COLLAPSE = 0.10
 
@@ -51,6 +52,13 @@ class Comparison:
     def brief(self) -> str:
         """Without the names, where the table around it has them."""
         return NOT_RUN if self.difference is None else f"{signed(self.difference)}: {self.word}"
+
+    @property
+    def cell(self) -> str:
+        """Of a table, that should be looked over: bold where better or worse, bare where it cannot be said."""
+        if self.difference is None or self.outcome == TIE:
+            return self.brief
+        return signed(self.difference) if self.outcome == OPEN else f"**{signed(self.difference)}**"
 
 
 @dataclass(frozen=True)

@@ -288,8 +288,10 @@ def test_the_page_has_the_numbers_of_the_logs(made_up, tmp_path):
     first = figures.curves(one_task, tmp_path / "a").read_bytes()
     assert first == figures.curves(one_task, tmp_path / "b").read_bytes()
     assert figures.long_curves(one_task, tmp_path) is None
-    drawn = figures.long_curves(made_up, tmp_path)
-    assert drawn.read_bytes() == figures.long_curves(made_up, tmp_path / "b").read_bytes()
+    assert {draw(Study.of(()), tmp_path) for draw in figures.ALL} == {None}
+    for draw in figures.ALL:
+        drawn = draw(made_up, tmp_path)
+        assert drawn.read_bytes() == draw(made_up, tmp_path / "b").read_bytes()
 
 
 def test_the_page_in_the_repository_is_made_from_the_logs_in_it():
@@ -298,7 +300,7 @@ def test_the_page_in_the_repository_is_made_from_the_logs_in_it():
     assert findings.PAGE.read_text() == findings.page(found), remedy
     readme = findings.README.read_text()
     assert in_short.with_lines(readme, in_short.lines(found)) == readme, remedy
-    for name in (f"images/{figures.CURVES}", f"images/{figures.LONG}"):
+    for name in (f"images/{figure}" for figure in (figures.CURVES, figures.DIFFERENCES, figures.LONG)):
         assert (findings.PAGE.parent / name).is_file() == (name in findings.PAGE.read_text())
     assert sum(path.stat().st_size for path in study.RESULTS.glob("*.jsonl")) < 20e6
     assert not [log.cell.name for log in found.logs if log.header["commit"].endswith("+changes")]
