@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from recipes.mini import plan
-from recipes.mini.logs import Log
+from recipes.mini.logs import Log, folder_of, read_all
 from recipes.mini.verifier import TEST
 
 ACCURACY = "val-core/{source}/acc/mean@1"
@@ -43,6 +44,14 @@ def first_and_last(log: Log, metric: str, count: int = 10) -> tuple[float, float
     windows = (range(1, count + 1), range(log.cell.steps - count + 1, log.cell.steps + 1))
     values = [[log.steps[step][metric] for step in window if metric in log.steps[step]] for window in windows]
     return (float(np.mean(values[0])), float(np.mean(values[1]))) if all(values) else None
+
+
+def step_seconds(log: Log, first: int, last: int) -> float:
+    """Median seconds of the training steps from `first` to `last`, those with an evaluation left out."""
+    evaluated = accuracy(log)
+    return float(
+        np.median([log.steps[step]["timing_s/step"] for step in range(first, last + 1) if step not in evaluated])
+    )
 
 
 Judge = Callable[[Log, int], float]
@@ -87,14 +96,21 @@ class Study:
 
     logs: tuple[Log, ...]
     rates: dict[str, float]
+    alone: tuple[Log, ...] = ()
+    """Of runs that had the machine to themselves, for their times only."""
 
     @classmethod
-    def of(cls, logs: Iterable[Log]) -> Study:
+    def read(cls, results: Path) -> Study:
+        """The study of a folder of logs."""
+        return cls.of(read_all(results), read_all(folder_of(plan.ALONE, results)))
+
+    @classmethod
+    def of(cls, logs: Iterable[Log], alone: Iterable[Log] = ()) -> Study:
         """The study of these logs."""
         logs = tuple(logs)
         made = {log.cell.name for log in logs}
         complete = all(cell.name in made for cell in plan.grid({}))
-        return cls(logs, choose_rates(logs) if complete else {})
+        return cls(logs, choose_rates(logs) if complete else {}, tuple(alone))
 
     def runs(self, method: str, *, steps: int = plan.STEPS, rate: float | None = None) -> list[Log]:
         """The runs of a method outside of the grid, at its own learning rate or at the one that is given."""
@@ -131,3 +147,8 @@ class Study:
             return None if ends is None else value(*ends)
 
         return by_task(self.runs(method), of_run)
+
+    def seconds(self, method: str, first: int, last: int) -> dict[str, dict[int, float]]:
+        """By task and seed, seconds of a step (see step_seconds) of the runs that had the machine to themselves."""
+        runs = (log for log in self.alone if log.cell.method == method)
+        return by_task(runs, lambda log: step_seconds(log, first, last))

@@ -16,7 +16,6 @@ import numpy as np
 
 from recipes.mini import claims, figures, in_short, plan, setting, statistics, verdicts
 from recipes.mini.best import JUDGES, Study
-from recipes.mini.logs import read_all
 from recipes.mini.losses import TOLD, told_by_method
 from recipes.mini.run import ROOT
 from recipes.mini.study import RESULTS
@@ -356,7 +355,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="logs of the study")
     parser.add_argument("--out", type=Path, default=PAGE, help="the page; figures go to images/ beside it")
     arguments = parser.parse_args(argv)
-    study = Study.of(read_all(arguments.results))
+    study = Study.read(arguments.results)
     arguments.out.write_text(page(study))
     for draw in figures.ALL:
         draw(study, arguments.out.parent / "images")

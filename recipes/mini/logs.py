@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.mini.plan import METHODS, Cell
+from recipes.mini.plan import ALONE, METHODS, Cell
 from srpo_verl.guards.history import WATCHED
 from srpo_verl.whole_file import write_whole
 
@@ -42,6 +42,11 @@ class Log:
     header: dict[str, Any]
     steps: dict[int, dict[str, float]]
     """Metrics by step."""
+
+
+def folder_of(part: str, results: Path) -> Path:
+    """Folder of a part's logs."""
+    return results / "alone" if part == ALONE else results
 
 
 def _short(value: float) -> float | None:

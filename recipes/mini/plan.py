@@ -104,6 +104,10 @@ LONG = ("grpo", "srpo", "sdpo", "handover")
 FEW = ("srpo_few", "memory_few")
 CLOSE = ("grpo", "srpo", "handover")
 """Compared with twice the seeds."""
+TIMED = ("grpo", "srpo")
+ALONE = "F"
+"""The part whose runs are made one at a time, on a machine without other work. They are part A's but for their times,
+so that their logs stand apart."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,13 @@ def added(best: Rates) -> Iterator[Cell]:
             yield Cell("E", ONE_TASK, method, rate(method, best), seed)
 
 
+def timed(best: Rates) -> Iterator[Cell]:
+    """Part F, added for the paper's Figure 4(b): runs of part A once more, for what a step takes."""
+    for seed in SEEDS:
+        for method in TIMED:
+            yield Cell(ALONE, ONE_TASK, method, rate(method, best), seed)
+
+
 def part_a(best: Rates) -> Iterator[Cell]:
     """Part A, with its repetition at SRPO's learning rate."""
     yield from comparison(best)
@@ -205,5 +216,6 @@ PARTS: dict[str, Callable[[Rates], Iterator[Cell]]] = {
     "C": long_run,
     "D": more_seeds,
     "E": added,
+    ALONE: timed,
 }
 """In the order of running; all but the grid need its rates."""

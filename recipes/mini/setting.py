@@ -15,12 +15,13 @@ from recipes.mini.verdicts import NOT_RUN
 def planned(study: Study) -> dict[str, tuple[int, int]]:
     """By part: the runs of the plan, and how many of them are made."""
     names = {log.cell.name for log in study.logs}
+    alone = {log.cell.name for log in study.alone}
     # Before rates are chosen only the number of runs is known; one rate for all gives it, without the repetition.
     rates = study.rates or dict.fromkeys(plan.MAIN, 0.0)
     counts = {}
     for part, make in plan.PARTS.items():
         cells = {cell.name for cell in make(rates)}
-        counts[part] = (len(cells), len(cells & names))
+        counts[part] = (len(cells), len(cells & (alone if part == plan.ALONE else names)))
     return counts
 
 
@@ -30,10 +31,11 @@ def runs_section(study: Study) -> list[str]:
     lines = ["## What was run", "", *table(("part", "runs planned", "made"), rows), ""]
     if not study.logs:
         return lines[:-1]
-    commits = Counter(log.header["commit"][:7] for log in study.logs)
-    hardware = Counter(log.header["hardware"] for log in study.logs)
+    headers = [log.header for log in (*study.logs, *study.alone)]
+    commits = Counter(header["commit"][:7] for header in headers)
+    hardware = Counter(header["hardware"] for header in headers)
     versions = Counter(
-        ", ".join(f"{name} {version}" for name, version in log.header["versions"].items()) for log in study.logs
+        ", ".join(f"{name} {version}" for name, version in header["versions"].items()) for header in headers
     )
     said = "; ".join(", ".join(sorted(counter)) for counter in (commits, hardware, versions))
     return [*lines, f"Commit {said}. The command of every run is the first line of its log."]

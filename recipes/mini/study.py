@@ -1,9 +1,10 @@
 """The study: ``python -m recipes.mini.study``, from nothing to the logs, resumable, two runs at a time.
 
-Parts are made in order (grid, A, B, C, D; recipes/mini/plan.py says what is in them). Every run is stock veRL with a
+Parts are made in order (grid, A to F; recipes/mini/plan.py says what is in them). Every run is stock veRL with a
 shipped configuration on the CPU. Its compact log goes to ``results/``; a run that has one is not made again, a run
 that failed is tried again, and what failed for good is listed at the end. Starting models and data are made where
-they are missing. ``--plan`` prints the parts and the hours they take.
+they are missing. Part F, for times, is made one run at a time: leave the machine alone meanwhile. ``--plan`` prints
+the parts and the hours they take.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def print_plan(results: Path) -> None:
     print("part   runs  made  starting models  hours of two cores for the rest")
     for part, make in plan.PARTS.items():
         cells = list({cell.name: cell for cell in make(rates)}.values())
-        rest = [cell for cell in cells if not made(cell, results)]
+        rest = [cell for cell in cells if not made(cell, logs.folder_of(part, results))]
         new = {(cell.task, cell.seed) for cell in rest} - models
         models |= new
         seconds = sum(START_SECONDS + STEP_SECONDS * cell.steps for cell in rest) + MODEL_SECONDS * len(new)
@@ -119,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.steps is not None:
             cells = [replace(cell, steps=arguments.steps) for cell in cells]
         print(f"part {part}: ", end="")
-        failed += run_all(cells, work, results, arguments.at_once, arguments.warmup_steps)
+        at_once = 1 if part == plan.ALONE else arguments.at_once
+        failed += run_all(cells, work, logs.folder_of(part, results), at_once, arguments.warmup_steps)
     for message in failed:
         print(f"\n{message}", file=sys.stderr)
     return 1 if failed else 0

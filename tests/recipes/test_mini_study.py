@@ -25,9 +25,12 @@ HEADER = {"commit": "0" * 40, "versions": {"verl": "0.9.1"}, "hardware": "2 x a 
 
 
 def training_step(cell, step):
-    """Metrics of a step: responses of SDPO become longer and its teacher less certain, SRPO distils ever less."""
+    """Metrics of a step: SDPO's responses become longer and its teacher less certain, SRPO distils ever less and takes
+    less time; steps with an evaluation take longest."""
     longer = (cell.method == "sdpo") * step / 10
     metrics = {"response_length/mean": 20.0 + longer, "srpo/frac_at_length_limit": longer / 200}
+    change = 0.0 if cell.method == "grpo" else 0.2 - 0.002 * step + 0.01 * cell.seed
+    metrics["timing_s/step"] = 60.0 if step % plan.TEST_EVERY == 0 else 2.0 * (1 + change)
     if plan.METHODS[cell.method].distils:
         metrics["srpo/teacher_entropy_mean"] = 0.1 + 1e-3 * step * (1 if cell.method == "sdpo" else -0.1)
         metrics["srpo/frac_sdpo"] = 0.5 - 1e-3 * step
@@ -208,8 +211,8 @@ def as_claimed(cell):
 @pytest.fixture(scope="module")
 def made_up():
     best = dict.fromkeys(plan.MAIN, plan.GRID[0])
-    cells = {cell.name: cell for make in plan.PARTS.values() for cell in make(best)}
-    return Study.of(as_claimed(cell) for cell in cells.values())
+    cells = {cell.name: cell for part, make in plan.PARTS.items() if part != plan.ALONE for cell in make(best)}
+    return Study.of(map(as_claimed, cells.values()), map(as_claimed, plan.timed(best)))
 
 
 def test_hypotheses_are_judged(made_up):
@@ -233,17 +236,33 @@ def test_claims_of_the_paper_are_judged(made_up):
         "responses of moderate length": claims.OPEN,
     }
     assert outcomes == {text: others.get(text, claims.HOLDS) for text in outcomes}
-    turned = Study.of(replace(log, steps=reverse(log)) for log in made_up.logs)
-    (fewer,) = (claim for claim in claims.CLAIMS if claim.text.startswith("ever fewer"))
-    assert fewer.judge(turned)[0] == claims.FAILS
+    turned = Study.of(*(map(reverse, runs) for runs in (made_up.logs, made_up.alone)))
+    for beginning in ("ever fewer", "steps become cheaper"):
+        (claim,) = (claim for claim in claims.CLAIMS if claim.text.startswith(beginning))
+        assert claim.judge(turned)[0] == claims.FAILS
     assert {claim.judge(Study.of(()))[0] for claim in claims.CLAIMS} == {"not run"}
-    few = Study.of(log for log in made_up.logs if log.cell.part == "grid" or log.cell.seed < 2)
-    assert {claim.judge(few)[0] for claim in claims.CLAIMS} == {claims.OPEN}
+    assert {claim.judge(two_seeds_of(made_up))[0] for claim in claims.CLAIMS} == {claims.OPEN}
 
 
 def reverse(log):
     """The same metrics, from the last step to the first."""
-    return {step: log.steps.get(log.cell.steps + 1 - step, log.steps[step]) for step in log.steps}
+    steps = {step: log.steps.get(log.cell.steps + 1 - step, log.steps[step]) for step in log.steps}
+    return replace(log, steps=steps)
+
+
+def two_seeds_of(whole):
+    """The same study with two seeds."""
+    runs = (log for log in whole.logs if log.cell.part == "grid" or log.cell.seed < 2)
+    return Study.of(runs, (log for log in whole.alone if log.cell.seed < 2))
+
+
+def test_what_a_step_takes_leaves_evaluations_out(made_up):
+    """2 s of GRPO; SRPO's at step s and seed k are longer by 0.2 - 0.002 s + 0.01 k."""
+    assert set(made_up.seconds("grpo", 131, 150)["sums4"].values()) == {2.0}
+    # Of 17 steps without an evaluation the ninth.
+    assert made_up.seconds("srpo", 2, 20)["sums4"][3] == pytest.approx(2.0 * (1.23 - 0.002 * 11))
+    (claim,) = (claim for claim in claims.CLAIMS if claim.text.startswith("steps become cheaper"))
+    assert "steps 131 to 150: -0.060 (-0.080 to -0.040), 5 pairs: below 0" in claim.judge(made_up)[1][1]
 
 
 def test_a_metric_changes_from_the_first_steps_to_the_last_that_have_it():
@@ -255,7 +274,7 @@ def test_a_metric_changes_from_the_first_steps_to_the_last_that_have_it():
 
 def test_half_a_study_says_so(made_up):
     """With two seeds per task nothing is decided, and nothing that is missing is taken for a zero."""
-    half = Study.of(log for log in made_up.logs if log.cell.part == "grid" or log.cell.seed < 2)
+    half = two_seeds_of(made_up)
     outcomes = {
         judged.outcome for judged in verdicts.judge_all(half) if judged.name in ("H1", "H2", "H3", "H4", "H5", "H7")
     }
@@ -295,15 +314,16 @@ def test_the_page_has_the_numbers_of_the_logs(made_up, tmp_path):
 
 
 def test_the_page_in_the_repository_is_made_from_the_logs_in_it():
-    found = Study.of(logs.read_all(study.RESULTS))
+    found = Study.read(study.RESULTS)
     remedy = "run python -m recipes.mini.findings"
     assert findings.PAGE.read_text() == findings.page(found), remedy
     readme = findings.README.read_text()
     assert in_short.with_lines(readme, in_short.lines(found)) == readme, remedy
     for name in (f"images/{figure}" for figure in (figures.CURVES, figures.DIFFERENCES, figures.LONG)):
         assert (findings.PAGE.parent / name).is_file() == (name in findings.PAGE.read_text())
-    assert sum(path.stat().st_size for path in study.RESULTS.glob("*.jsonl")) < 20e6
-    assert not [log.cell.name for log in found.logs if log.header["commit"].endswith("+changes")]
+    assert sum(path.stat().st_size for path in study.RESULTS.rglob("*.jsonl")) < 20e6
+    runs = (*found.logs, *found.alone)
+    assert not [log.cell.name for log in runs if log.header["commit"].endswith("+changes")]
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
