@@ -141,7 +141,10 @@ CLAIMS = (
     Claim(
         "SRPO has the stability of GRPO",
         "abstract",
-        [(_between("srpo", "grpo", "last", END), NOT_BELOW)],
+        [
+            (_between("srpo", "grpo", "last", END), NOT_BELOW),
+            (_between("srpo", "grpo", "last", plan.LONG_STEPS, ONE_TASK), NOT_BELOW),
+        ],
     ),
     Claim(
         "SRPO surpasses the peak of GRPO",

@@ -277,8 +277,11 @@ def long_section(study: Study) -> list[str]:
     rows = []
     for method in plan.LONG:
         cells = (_accuracy(study, method, column, steps=plan.LONG_STEPS) for column in LONG_COLUMNS)
-        rows.append((plan.METHODS[method].title, *cells))
-    lines = [f"## {plan.LONG_STEPS} steps on {plan.ONE_TASK}", "", *table(("", *names(LONG_COLUMNS)), rows)]
+        fell = verdicts.collapses(study, method)
+        rows.append((plan.METHODS[method].title, *cells, f"{sum(fell)} of {len(fell)}" if fell else NOT_RUN))
+    header = ("", *names(LONG_COLUMNS), f"fell: last more than {verdicts.COLLAPSE:.2f} below best")
+    lines = [f"## {plan.LONG_STEPS} steps on {plan.ONE_TASK}", "", *table(header, rows), ""]
+    lines += [f"* {verdicts.compare(study, 'srpo', 'grpo', *column, [plan.ONE_TASK])}" for column in LONG_COLUMNS[1:]]
     if any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.LONG):
         lines += ["", f"![accuracy and response length of every long run](images/{figures.LONG})"]
     return lines

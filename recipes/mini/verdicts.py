@@ -86,8 +86,12 @@ def compare(
     tasks: Sequence[str] = plan.TASKS,
     seeds: Collection[int] | None = None,
 ) -> Comparison:
-    """One method against another on the tasks and seeds that both have, or on those of them that are given."""
-    scores = (study.scores(method, judge, budget, tasks=tasks, seeds=seeds) for method in (one, other))
+    """One method against another on the tasks and seeds that both have, or on those of them that are given.
+
+    Within a budget that only the long runs reach, these are compared.
+    """
+    steps = plan.STEPS if budget <= plan.STEPS else plan.LONG_STEPS
+    scores = (study.scores(method, judge, budget, tasks=tasks, seeds=seeds, steps=steps) for method in (one, other))
     what = f"{plan.against(one, other)}, {judge}({budget})"
     return Comparison.of(what, statistics.paired(*scores), tasks)
 
@@ -135,7 +139,7 @@ def _stronger_of(study: Study, methods: Sequence[str], budget: int) -> str:
     return max(methods, key=mean)
 
 
-def _collapses(study: Study, method: str) -> list[bool]:
+def collapses(study: Study, method: str) -> list[bool]:
     """Of every long run, whether its end is far below its best checkpoint."""
     judged = [
         study.scores(method, judge, plan.LONG_STEPS, tasks=[plan.ONE_TASK], steps=plan.LONG_STEPS)
@@ -146,7 +150,7 @@ def _collapses(study: Study, method: str) -> list[bool]:
 
 
 def _late_collapse(study: Study) -> Judged:
-    counts = {method: _collapses(study, method) for method in ("sdpo", "handover")}
+    counts = {method: collapses(study, method) for method in ("sdpo", "handover")}
     grounds = tuple(
         f"{plan.METHODS[method].title}: {sum(fell)} of {len(fell)} runs of {plan.LONG_STEPS} steps end more than "
         f"{COLLAPSE:.2f} below their best"

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -302,6 +303,8 @@ def test_the_page_has_the_numbers_of_the_logs(made_up, tmp_path):
     scores = list(made_up.scores("srpo", "best", 60, tasks=["desk"])["desk"].values())
     assert f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f} (5)" in text
     assert "| A | 95 | 95 |" in text
+    assert "| SDPO | 0.458 ± 0.008 (2) | 0.458 ± 0.008 (2) | 0.203 ± 0.001 (2) | 2 of 2 |" in text
+    assert re.search(r"^\* SRPO - GRPO, last\(1500\): \+0\.10\d .*, 3 pairs: better$", text, re.MULTILINE)
     assert len(text.encode()) < 24_000
     one_task = replace(made_up, logs=tuple(log for log in made_up.logs if log.cell.task == "desk"))
     first = figures.curves(one_task, tmp_path / "a").read_bytes()
