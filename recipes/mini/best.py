@@ -46,12 +46,10 @@ def first_and_last(log: Log, metric: str, count: int = 10) -> tuple[float, float
     return (float(np.mean(values[0])), float(np.mean(values[1]))) if all(values) else None
 
 
-def step_seconds(log: Log, first: int, last: int) -> float:
-    """Median seconds of the training steps from `first` to `last`, those with an evaluation left out."""
+def median_between(log: Log, metric: str, first: int, last: int) -> float:
+    """Median of a metric over the training steps from `first` to `last`, those with an evaluation left out."""
     evaluated = accuracy(log)
-    return float(
-        np.median([log.steps[step]["timing_s/step"] for step in range(first, last + 1) if step not in evaluated])
-    )
+    return float(np.median([log.steps[step][metric] for step in range(first, last + 1) if step not in evaluated]))
 
 
 Judge = Callable[[Log, int], float]
@@ -148,7 +146,7 @@ class Study:
 
         return by_task(self.runs(method), of_run)
 
-    def seconds(self, method: str, first: int, last: int) -> dict[str, dict[int, float]]:
-        """By task and seed, seconds of a step (see step_seconds) of the runs that had the machine to themselves."""
+    def seconds(self, method: str, timing: str, first: int, last: int) -> dict[str, dict[int, float]]:
+        """By task and seed, a timing (see median_between) of the runs that had the machine to themselves."""
         runs = (log for log in self.alone if log.cell.method == method)
-        return by_task(runs, lambda log: step_seconds(log, first, last))
+        return by_task(runs, lambda log: median_between(log, timing, first, last))
