@@ -1,7 +1,8 @@
-"""What a reader has to know before believing a number: what a run's guards see, and runs that peaked and fell."""
+"""What a reader has to know before believing a number: guards' alarms, runs that fell, and one seed taken for two."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ FALL = 5.0
 FALL_WINDOW = 3
 """... both as medians of so many neighbouring validations, so that one lucky one is no peak."""
 
+_REMEDY = "What to do: leave one of them out, or vary data.seed and actor_rollout_ref.rollout.seed"
+
 
 @dataclass(frozen=True)
 class Warning:
@@ -34,7 +37,7 @@ class Warning:
 
 def warnings(runs: Sequence[Run]) -> list[Warning]:
     """All that was seen, run by run."""
-    return [warning for run in runs for warning in [*_alarms(run), *_fall(run)]]
+    return [*_same_seed(runs), *(warning for run in runs for warning in [*_alarms(run), *_fall(run)])]
 
 
 def by_group(groups: Sequence[Group], found: Sequence[Warning]) -> list[tuple[str, str, list[Warning]]]:
@@ -59,6 +62,21 @@ def as_lines(groups: Sequence[Group], found: Sequence[Warning]) -> list[str]:
         where = f" ({same[0].run.label})" if len(same) > 1 else ""
         lines.append(f"{who}: {kind}: {same[0].text}{where}")
     return lines
+
+
+def _same_seed(runs: Sequence[Run]) -> list[Warning]:
+    """Runs of one configuration whose seeds, as far as they are known, are those of another run as well."""
+    alike = defaultdict(list)
+    for run in runs:
+        if run.identity.seeds:
+            alike[run.identity.key, run.identity.seeds].append(run)
+    found = []
+    for same in alike.values():
+        for run in same if len(same) > 1 else ():
+            others = ", ".join(other.label for other in same if other is not run)
+            text = f"the seeds of {others}: the spread of these is not one over seeds. {_REMEDY}"
+            found.append(Warning(run, "same seed", text))
+    return found
 
 
 def _alarms(run: Run) -> list[Warning]:

@@ -104,7 +104,15 @@ def counted_by_the_run(lines, budgets=(1, 5, 10), record=None):
     return record
 
 
-def record(log: Path, *, started: str = "2026-01-01T00:00:00+00:00", seed: int = 0, lr: float = 5e-4, **srpo) -> None:
+def record(
+    log: Path,
+    *,
+    started: str = "2026-01-01T00:00:00+00:00",
+    seed: int = 0,
+    lr: float = 5e-4,
+    checkpoints: str | None = None,
+    **srpo,
+) -> None:
     """The record that a run writes beside its log; keyword arguments replace values of the `srpo` group."""
     config = {
         "srpo": {**default_values(), **srpo},
@@ -117,7 +125,7 @@ def record(log: Path, *, started: str = "2026-01-01T00:00:00+00:00", seed: int =
         "algorithm": {"adv_estimator": "srpo"},
         "trainer": {"experiment_name": "whatever", "save_freq": seed},
     }
-    checkpoints = f"/checkpoints/{srpo.get('routing')}-{lr}-{seed}"
+    checkpoints = checkpoints or f"/checkpoints/{srpo.get('routing')}-{lr}-{seed}"
     versions = {"verl": "0.9.1"}
     content = {"config": config, "checkpoints": checkpoints, "started": started, "versions": versions}
     write_json(record_path(log), content)

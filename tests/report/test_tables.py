@@ -233,6 +233,19 @@ def test_the_guards_look_at_the_log_with_the_settings_that_the_run_recorded(tmp_
     assert found["off"] == []
 
 
+def test_one_seed_is_not_taken_for_two(tmp_path):
+    lines = [training_line(step) for step in range(1, 9)]
+    places = {"a": 1, "b": 2, "c": 1}
+    paths = [write(tmp_path / name / "log.jsonl", lines) for name in places]
+    for path, (name, seed) in zip(paths, places.items(), strict=True):
+        record(path, seed=seed, checkpoints=name)
+    runs, _ = load_runs(paths)
+    found = [warning for warning in warnings(runs) if warning.kind == "same seed"]
+    assert [runs.index(warning.run) for warning in found] == [0, 2]
+    assert found[0].text.startswith(f"the seeds of {runs[2].label}: ")
+    assert not [warning for warning in warnings(runs[:2]) if warning.kind == "same seed"]
+
+
 @pytest.mark.parametrize(
     ("accuracies", "fell"),
     [
