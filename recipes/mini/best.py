@@ -36,6 +36,17 @@ def last_within(log: Log, budget: int) -> float:
     return curve[max(step for step in curve if step <= budget)]
 
 
+def low_since(log: Log, loss: float) -> int | None:
+    """First evaluation from which on test accuracy stays more than `loss` below the best checkpoint's; None: it ends
+    higher."""
+    best, since = best_within(log, log.cell.steps), None
+    for step, value in sorted(accuracy(log, "test").items(), reverse=True):
+        if best - value <= loss:
+            break
+        since = step
+    return since
+
+
 def first_and_last(log: Log, metric: str, count: int = 10) -> tuple[float, float] | None:
     """Mean of a metric over the first and over the last training steps; None where one of the two has no value.
 

@@ -92,13 +92,13 @@ def long_curves(study: Study, folder: Path) -> Path | None:
     if not any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.LONG):
         return None
     with matplotlib.rc_context(_STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.2))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.5))
         for method in plan.LONG:
             for number, log in enumerate(study.runs(method, steps=plan.LONG_STEPS)):
                 line = {
                     "color": COLORS[method],
                     "linestyle": ("-", "--", ":")[number % 3],
-                    "label": f"{plan.METHODS[method].title}, seed {log.cell.seed}",
+                    "label": plan.METHODS[method].title if number == 0 else None,
                 }
                 left.plot(*zip(*sorted(accuracy(log, "test").items()), strict=True), **line)
                 lengths = np.array([log.steps[step]["response_length/mean"] for step in range(1, log.cell.steps + 1)])
@@ -108,7 +108,8 @@ def long_curves(study: Study, folder: Path) -> Path | None:
         right.set(title="mean response length, tokens", xlabel="step")
         for axis in (left, right):
             axis.grid(alpha=0.3)
-        right.legend(fontsize=7)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title="a line of each seed")
         return _save(figure, folder / LONG)
 
 

@@ -1,6 +1,6 @@
 """The findings page: ``python -m recipes.mini.findings`` writes docs/findings.md and its figures from the logs.
 
-Every number on the page comes from the logs in recipes/mini/results; what has no run says "not run". Three lines of it
+Every number on the page comes from the logs in recipes/mini/results; what has no run says "not run". Four lines of it
 stand in the README as well.
 """
 
@@ -277,9 +277,11 @@ def long_section(study: Study) -> list[str]:
     rows = []
     for method in plan.LONG:
         cells = (_accuracy(study, method, column, steps=plan.LONG_STEPS) for column in LONG_COLUMNS)
-        fell = verdicts.collapses(study, method)
-        rows.append((plan.METHODS[method].title, *cells, f"{sum(fell)} of {len(fell)}" if fell else NOT_RUN))
-    header = ("", *names(LONG_COLUMNS), f"fell: last more than {verdicts.COLLAPSE:.2f} below best")
+        since = verdicts.collapses(study, method)
+        steps = ", ".join(str(step) for step in since if step is not None)
+        fell = f"{verdicts.fell(since)}{steps and f' ({steps})'}" if since else NOT_RUN
+        rows.append((plan.METHODS[method].title, *cells, fell))
+    header = ("", *names(LONG_COLUMNS), f"ended more than {verdicts.COLLAPSE:.2f} below best (since step)")
     lines = [f"## {plan.LONG_STEPS} steps on {plan.ONE_TASK}", "", *table(header, rows), ""]
     lines += [f"* {verdicts.compare(study, 'srpo', 'grpo', *column, [plan.ONE_TASK])}" for column in LONG_COLUMNS[1:]]
     if any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.LONG):

@@ -1,4 +1,4 @@
-"""What beats what in three lines: for the README, and at the head of the findings page."""
+"""What beats what in four lines: for the README, and at the head of the findings page."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ COLUMNS = (("best", verdicts.MIDDLE), ("best", verdicts.END), ("last", verdicts.
 
 
 def lines(study: Study) -> list[str]:
-    """A line a pair of PAIRS: the best checkpoint of the budgets of H2, and the last one."""
+    """A line a pair of PAIRS: the best checkpoint of the budgets of H2, and the last one; and one of the long runs."""
     said = []
     for pair in PAIRS:
         found = [verdicts.compare(study, *pair, judge, budget) for judge, budget in COLUMNS]
         cells = [f"{judge}({budget}) {one.brief}" for (judge, budget), one in zip(COLUMNS, found, strict=True)]
         one, other = (plan.METHODS[method].title for method in pair)
         said.append(f"* {one} against {other}, {found[0].count} pairs of runs: {'; '.join(cells)}")
-    return said
+    return [*said, _long_runs(study)]
+
+
+def _long_runs(study: Study) -> str:
+    since = {plan.METHODS[method].title: verdicts.collapses(study, method) for method in plan.LONG}
+    fallen = ", ".join(f"{title} {verdicts.fell(steps)}" for title, steps in since.items() if steps)
+    which = f"that ended more than {verdicts.COLLAPSE:.2f} below their best"
+    return f"* runs of {plan.LONG_STEPS} steps on {plan.ONE_TASK} {which}: {fallen or verdicts.NOT_RUN}"
 
 
 def with_lines(readme: str, lines: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recipes.mini import plan, statistics
-from recipes.mini.best import Study
+from recipes.mini.best import Study, low_since
 
 CONFIRMED, FALSIFIED, OPEN, NOT_RUN = "confirmed", "falsified", "cannot be said", "not run"
 TIE = "a tie"
@@ -139,26 +139,26 @@ def _stronger_of(study: Study, methods: Sequence[str], budget: int) -> str:
     return max(methods, key=mean)
 
 
-def collapses(study: Study, method: str) -> list[bool]:
-    """Of every long run, whether its end is far below its best checkpoint."""
-    judged = [
-        study.scores(method, judge, plan.LONG_STEPS, tasks=[plan.ONE_TASK], steps=plan.LONG_STEPS)
-        for judge in ("best", "last")
-    ]
-    best, last = (scores.get(plan.ONE_TASK, {}) for scores in judged)
-    return [best[seed] - last[seed] > COLLAPSE for seed in sorted(best)]
+def collapses(study: Study, method: str) -> list[int | None]:
+    """Of every long run the step since which it is far below its best checkpoint; None: it ends near it."""
+    return [low_since(log, COLLAPSE) for log in study.runs(method, steps=plan.LONG_STEPS)]
+
+
+def fell(steps: Sequence[int | None]) -> str:
+    """How many runs did."""
+    return f"{sum(step is not None for step in steps)} of {len(steps)}"
 
 
 def _late_collapse(study: Study) -> Judged:
-    counts = {method: collapses(study, method) for method in ("sdpo", "handover")}
+    since = {method: collapses(study, method) for method in ("sdpo", "handover")}
     grounds = tuple(
-        f"{plan.METHODS[method].title}: {sum(fell)} of {len(fell)} runs of {plan.LONG_STEPS} steps end more than "
-        f"{COLLAPSE:.2f} below their best"
-        if fell
+        f"{plan.METHODS[method].title}: {fell(steps)} runs of {plan.LONG_STEPS} steps end more than {COLLAPSE:.2f} "
+        "below their best"
+        if steps
         else f"{plan.METHODS[method].title}, long: not run"
-        for method, fell in counts.items()
+        for method, steps in since.items()
     )
-    sdpo, handover = counts["sdpo"], counts["handover"]
+    sdpo, handover = ([step is not None for step in steps] for steps in since.values())
     if not sdpo and not handover:
         outcome = NOT_RUN
     elif min(len(sdpo), len(handover)) < len(plan.LONG_SEEDS):

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from recipes.mini import claims, figures, findings, in_short, logs, on_gpu, plan, run, statistics, study, verdicts
-from recipes.mini.best import ACCURACY, Study, best_within, choose_rates, first_and_last, last_within
+from recipes.mini.best import ACCURACY, Study, best_within, choose_rates, first_and_last, last_within, low_since
 from recipes.mini.logs import Log
 from recipes.mini.plan import Cell
 from recipes.mini.run import command_of
@@ -103,6 +103,9 @@ def test_a_rate_is_repeated_only_where_it_differs():
 def test_validation_chooses_and_test_is_reported():
     cell = Cell("A", "sums4", "sdpo", 3e-4, 0)
     log = log_of(cell, lambda step: step / 1000, validation=lambda step: -abs(step - 45))
+    assert low_since(log, 0.10) is None
+    dips = log_of(cell, lambda step: 0.7 if step in (50, 130, 140, 150) else 0.9, validation=lambda step: 0.5)
+    assert (low_since(dips, 0.10), low_since(dips, 0.25)) == (130, None)
     # 40 and 50 are equals: the earlier one.
     assert best_within(log, 150) == 0.040
     assert best_within(log, 20) == 0.020
@@ -304,7 +307,8 @@ def test_the_page_has_the_numbers_of_the_logs(made_up, tmp_path):
     scores = list(made_up.scores("srpo", "best", 60, tasks=["desk"])["desk"].values())
     assert f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f} (5)" in text
     assert "| A | 95 | 95 |" in text
-    assert "| SDPO | 0.458 ± 0.008 (2) | 0.458 ± 0.008 (2) | 0.203 ± 0.001 (2) | 2 of 2 |" in text
+    assert "| SDPO | 0.458 ± 0.008 (2) | 0.458 ± 0.008 (2) | 0.203 ± 0.001 (2) | 2 of 2 (180, 180) |" in text
+    assert "below their best: GRPO 0 of 3, SRPO 0 of 3, SDPO 2 of 2, hand-over 0 of 2\n" in text
     assert re.search(r"^\* SRPO - GRPO, last\(1500\): \+0\.10\d .*, 3 pairs: better$", text, re.MULTILINE)
     assert len(text.encode()) < 24_000
     one_task = replace(made_up, logs=tuple(log for log in made_up.logs if log.cell.task == "desk"))
