@@ -37,8 +37,7 @@ def last_within(log: Log, budget: int) -> float:
 
 
 def low_since(log: Log, loss: float) -> int | None:
-    """First evaluation from which on test accuracy stays more than `loss` below the best checkpoint's; None: it ends
-    higher."""
+    """First evaluation from which on test accuracy stays so far below the best checkpoint's; None: the end is not."""
     best, since = best_within(log, log.cell.steps), None
     for step, value in sorted(accuracy(log, "test").items(), reverse=True):
         if best - value <= loss:

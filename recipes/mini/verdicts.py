@@ -145,7 +145,7 @@ def collapses(study: Study, method: str) -> list[int | None]:
 
 
 def fell(steps: Sequence[int | None]) -> str:
-    """How many runs did."""
+    """How many runs have such a step."""
     return f"{sum(step is not None for step in steps)} of {len(steps)}"
 
 
