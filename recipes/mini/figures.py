@@ -59,11 +59,11 @@ def differences(study: Study, folder: Path) -> Path | None:
     """Of each method to GRPO with its interval, over all tasks and by task; a dot is filled where it is decided."""
     if not has_differences(study):
         return None
-    panels = (*(("best", budget) for budget in plan.BUDGETS.values()), ("last", verdicts.END))
+    columns = verdicts.SHORT_COLUMNS
     places = {"all tasks": plan.TASKS, **{task: (task,) for task in plan.TASKS}}
     with matplotlib.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 4.2), sharey=True)
-        for axis, (judge, budget) in zip(axes, panels, strict=True):
+        figure, axes = plt.subplots(1, len(columns), figsize=(3.2 * len(columns), 4.2), sharey=True)
+        for axis, (judge, budget) in zip(axes, columns, strict=True):
             for index, method in enumerate(plan.MAIN[1:]):
                 for row, tasks in enumerate(places.values()):
                     found = verdicts.compare(study, method, "grpo", judge, budget, tasks)
@@ -73,7 +73,7 @@ def differences(study: Study, folder: Path) -> Path | None:
                     color, title = COLORS[method], plan.METHODS[method].title
                     interval = (found.difference.low, found.difference.high)
                     axis.hlines(height, *interval, color=color, label=title if row == 0 else None)
-                    filling = color if found.outcome in ("better", "worse") else "white"
+                    filling = color if found.differs else "white"
                     axis.plot(found.difference.value, height, "o", color=color, markerfacecolor=filling)
             axis.axvline(0, color="black", linewidth=0.8)
             axis.axhline(0.5, color="black", linewidth=0.4)

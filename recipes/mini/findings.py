@@ -20,6 +20,7 @@ from recipes.mini.losses import TOLD, told_by_method
 from recipes.mini.run import ROOT
 from recipes.mini.study import RESULTS
 from recipes.mini.table import mean_and_range, table
+from recipes.mini.verdicts import SHORT_COLUMNS
 
 PAGE = ROOT / "docs" / "findings.md"
 README = ROOT / "README.md"
@@ -41,7 +42,6 @@ TEN_SEEDS = (
     ("handover", "handover_blind"),
 )
 CUT_OFF, REMEMBERED = "srpo/frac_at_length_limit", "srpo/frac_shown_memory"
-SHORT_COLUMNS = (*(column for column in COLUMNS if column[0] == "best"), ("last", END))
 
 INTRODUCTION = """\
 # What beats what, in miniature

@@ -13,6 +13,8 @@ from recipes.mini.best import Study, low_since
 CONFIRMED, FALSIFIED, OPEN, NOT_RUN = "confirmed", "falsified", "cannot be said", "not run"
 TIE = "a tie"
 EARLY, MIDDLE, END = plan.BUDGETS.values()
+SHORT_COLUMNS = (*(("best", budget) for budget in plan.BUDGETS.values()), ("last", END))
+"""What methods are compared by where there is little room: judges and budgets."""
 COLLAPSE = 0.10
 
 
@@ -38,6 +40,11 @@ class Comparison:
         return cls(what, outcome, difference, sum(map(len, differences.values())), unit)
 
     @property
+    def differs(self) -> bool:
+        """Whether one of the two is the better one."""
+        return self.outcome in ("better", "worse")
+
+    @property
     def word(self) -> str:
         """The outcome as a reader gets it."""
         return self.outcome
@@ -58,7 +65,7 @@ class Comparison:
         """Of a table, that should be looked over: bold where better or worse, bare where it cannot be said."""
         if self.difference is None or self.outcome == TIE:
             return self.brief
-        return signed(self.difference) if self.outcome == OPEN else f"**{signed(self.difference)}**"
+        return f"**{signed(self.difference)}**" if self.differs else signed(self.difference)
 
 
 @dataclass(frozen=True)
