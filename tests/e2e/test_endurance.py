@@ -1,6 +1,8 @@
 """Long runs: stopped from outside, killed, gone on with, with all their logs and the right checkpoints left."""
 
 import json
+import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -66,23 +68,37 @@ def test_the_best_and_the_last_checkpoint_are_left_and_the_guards_have_seen_the_
     assert {f"srpo/guard_{name}" for name in RULES} <= metrics[STEPS].keys()
 
 
+@contextmanager
+def held_in_its_save(folder, step):
+    """Whoever opens a pipe to write waits for a reader: the run stays inside this save, however late its killer is."""
+    weights = checkpoints.folder_of(folder / "checkpoints", step) / "actor" / "model_world_size_1_rank_0.pt"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(weights)
+    try:
+        yield
+    finally:
+        weights.unlink()
+
+
 def test_killed_at_any_moment(arguments, uninterrupted, tmp_path):
-    """Five kills: two at a step's end, one while a checkpoint is written, two at moments of no meaning."""
+    """Five kills: two while a checkpoint is written, two after one, one at a moment of no meaning."""
     folder, root = tmp_path / "run", tmp_path / "run" / "checkpoints"
     log = folder / "srpo.jsonl"
-    moments = [
-        lambda: (root / "global_step_2" / checkpoints.UNFINISHED).exists(),
-        lambda: checkpoints.read_step(root / checkpoints.LATEST) == 2,
-        lambda: log.exists() and '"step":3' in log.read_text(),
-        lambda: (root / "global_step_6" / checkpoints.UNFINISHED).exists(),
-        lambda: checkpoints.read_step(root / checkpoints.LATEST) == 6,
+    # No run gets past the save that holds it, so that each of these stays true until the kill.
+    kills = [
+        (2, lambda: (root / "global_step_2" / checkpoints.UNFINISHED).exists()),
+        (4, lambda: checkpoints.read_step(root / checkpoints.LATEST) == 2),
+        (6, lambda: log.exists() and '"step":3' in log.read_text()),
+        (6, lambda: (root / "global_step_6" / checkpoints.UNFINISHED).exists()),
+        (8, lambda: checkpoints.read_step(root / checkpoints.LATEST) == 6),
     ]
-    for moment in moments:
-        run = Started(arguments, folder)
-        try:
-            run.wait_until(moment)
-        finally:
-            run.end()
+    for held, moment in kills:
+        with held_in_its_save(folder, held):
+            run = Started(arguments, folder)
+            try:
+                run.wait_until(moment)
+            finally:
+                run.end()
     assert Started(arguments, folder).wait() == 0, tail(folder)
     assert difference(folder, uninterrupted) < 1e-6
     assert not [path for path in root.iterdir() if path.name.endswith((checkpoints.REMOVED, ".part", ".tmp"))]
