@@ -102,6 +102,8 @@ FURTHER = (
     "memory",
 )
 LONG = ("grpo", "srpo", "sdpo", "handover")
+LONG_VARIANTS = ("anneal", "keep_negative")
+"""Of SRPO: what might keep it from falling late."""
 FEW = ("srpo_few", "memory_few")
 CLOSE = ("grpo", "srpo", "handover")
 """Compared with twice the seeds."""
@@ -207,6 +209,13 @@ def timed(best: Rates) -> Iterator[Cell]:
             yield Cell(ALONE, ONE_TASK, method, rate(method, best), seed)
 
 
+def long_variants(best: Rates) -> Iterator[Cell]:
+    """Part G, added when every long run of SRPO had fallen: variants of it, as long."""
+    for seed in LONG_SEEDS:
+        for method in LONG_VARIANTS:
+            yield Cell("G", ONE_TASK, method, rate(method, best), seed, LONG_STEPS)
+
+
 def part_a(best: Rates) -> Iterator[Cell]:
     """Part A, with its repetition at SRPO's learning rate."""
     yield from comparison(best)
@@ -221,5 +230,6 @@ PARTS: dict[str, Callable[[Rates], Iterator[Cell]]] = {
     "D": more_seeds,
     "E": added,
     ALONE: timed,
+    "G": long_variants,
 }
 """In the order of running; all but the grid need its rates."""
