@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 CURVES, DIFFERENCES, LONG = "findings_curves.svg", "findings_differences.svg", "findings_long.svg"
 COLORS = dict(zip(plan.MAIN, ("tab:blue", "tab:red", "tab:green", "tab:purple"), strict=True))
+COLORS |= dict(zip(plan.LONG_VARIANTS, ("tab:olive", "tab:cyan"), strict=True))
 # The same figure is the same file.
 _STYLE = {"svg.hashsalt": "srpo", "svg.fonttype": "path", "figure.constrained_layout.use": True}
 
@@ -89,11 +90,11 @@ def differences(study: Study, folder: Path) -> Path | None:
 
 def long_curves(study: Study, folder: Path) -> Path | None:
     """The long runs, a line each: test accuracy, and mean response length over as many steps as lie between tests."""
-    if not any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.LONG):
+    if not any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.ALL_LONG):
         return None
     with matplotlib.rc_context(_STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.5))
-        for method in plan.LONG:
+        for method in plan.ALL_LONG:
             for number, log in enumerate(study.runs(method, steps=plan.LONG_STEPS)):
                 line = {
                     "color": COLORS[method],

@@ -275,7 +275,7 @@ def _few_questions(study: Study) -> list[str]:
 def long_section(study: Study) -> list[str]:
     """Ten times as long."""
     rows = []
-    for method in plan.LONG:
+    for method in plan.ALL_LONG:
         cells = (_accuracy(study, method, column, steps=plan.LONG_STEPS) for column in LONG_COLUMNS)
         since = verdicts.collapses(study, method)
         steps = ", ".join(str(step) for step in since if step is not None)
@@ -284,7 +284,7 @@ def long_section(study: Study) -> list[str]:
     header = ("", *names(LONG_COLUMNS), f"ended more than {verdicts.COLLAPSE:.2f} below best (since step)")
     lines = [f"## {plan.LONG_STEPS} steps on {plan.ONE_TASK}", "", *table(header, rows), ""]
     lines += [f"* {verdicts.compare(study, 'srpo', 'grpo', *column, [plan.ONE_TASK])}" for column in LONG_COLUMNS[1:]]
-    if any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.LONG):
+    if any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.ALL_LONG):
         lines += ["", f"![accuracy and response length of every long run](images/{figures.LONG})"]
     return lines
 

@@ -104,6 +104,9 @@ FURTHER = (
 LONG = ("grpo", "srpo", "sdpo", "handover")
 LONG_VARIANTS = ("anneal", "keep_negative")
 """Of SRPO: what might keep it from falling late."""
+ALL_LONG = (*LONG, *LONG_VARIANTS)
+SEEN_NEGATIVES = {(ONE_TASK, seed) for seed in FURTHER_SEEDS}
+"""Task and seed of the runs of part B that suggested part H."""
 FEW = ("srpo_few", "memory_few")
 CLOSE = ("grpo", "srpo", "handover")
 """Compared with twice the seeds."""
@@ -211,9 +214,17 @@ def timed(best: Rates) -> Iterator[Cell]:
 
 def long_variants(best: Rates) -> Iterator[Cell]:
     """Part G, added when every long run of SRPO had fallen: variants of it, as long."""
-    for seed in LONG_SEEDS:
+    for seed in (*LONG_SEEDS, THIRD_LONG_SEED):
         for method in LONG_VARIANTS:
             yield Cell("G", ONE_TASK, method, rate(method, best), seed, LONG_STEPS)
+
+
+def negatives_kept(best: Rates) -> Iterator[Cell]:
+    """Part H, added with G: the variant that keeps negative advantages, wherever SRPO was run."""
+    for seed in (*SEEDS, *MORE_SEEDS):
+        for task in TASKS if seed in SEEDS else (ONE_TASK,):
+            if (task, seed) not in SEEN_NEGATIVES:
+                yield Cell("H", task, "keep_negative", rate("keep_negative", best), seed)
 
 
 def part_a(best: Rates) -> Iterator[Cell]:
@@ -231,5 +242,6 @@ PARTS: dict[str, Callable[[Rates], Iterator[Cell]]] = {
     "E": added,
     ALONE: timed,
     "G": long_variants,
+    "H": negatives_kept,
 }
 """In the order of running; all but the grid need its rates."""
