@@ -15,15 +15,23 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 CURVES, DIFFERENCES, LONG = "findings_curves.svg", "findings_differences.svg", "findings_long.svg"
-COLORS = dict(zip(plan.MAIN, ("tab:blue", "tab:red", "tab:green", "tab:purple"), strict=True))
-COLORS |= dict(zip(plan.LONG_VARIANTS, ("tab:olive", "tab:cyan"), strict=True))
+COLORS = {
+    "grpo": "tab:blue",
+    "sdpo": "tab:red",
+    "srpo": "tab:green",
+    "handover": "tab:purple",
+    plan.KEPT: "tab:orange",
+    "anneal": "tab:brown",
+}
 # The same figure is the same file.
 _STYLE = {"svg.hashsalt": "srpo", "svg.fonttype": "path", "figure.constrained_layout.use": True}
 
 
 def curves(study: Study, folder: Path) -> Path | None:
     """Test accuracy over steps by task and method: mean over seeds, band from the smallest to the largest seed."""
-    tasks = [task for task in plan.TASKS if any(log.cell.task == task for m in plan.MAIN for log in study.runs(m))]
+    tasks = [
+        task for task in plan.TASKS if any(log.cell.task == task for m in plan.EVERYWHERE for log in study.runs(m))
+    ]
     if not tasks:
         return None
     with matplotlib.rc_context(_STYLE):
@@ -31,7 +39,7 @@ def curves(study: Study, folder: Path) -> Path | None:
         lines = {}
         for axis, task in zip(axes[0], tasks, strict=True):
             seeds = []
-            for method in plan.MAIN:
+            for method in plan.EVERYWHERE:
                 runs = [log for log in study.runs(method) if log.cell.task == task]
                 if not runs:
                     continue
@@ -53,7 +61,9 @@ def curves(study: Study, folder: Path) -> Path | None:
 
 def has_differences(study: Study) -> bool:
     """Whether a method has runs beside GRPO's."""
-    return any(study.scores(method, "best", verdicts.END) for method in plan.MAIN[1:]) and bool(study.runs("grpo"))
+    return any(study.scores(method, "best", verdicts.END) for method in plan.EVERYWHERE[1:]) and bool(
+        study.runs("grpo")
+    )
 
 
 def differences(study: Study, folder: Path) -> Path | None:
@@ -65,12 +75,12 @@ def differences(study: Study, folder: Path) -> Path | None:
     with matplotlib.rc_context(_STYLE):
         figure, axes = plt.subplots(1, len(columns), figsize=(3.2 * len(columns), 4.2), sharey=True)
         for axis, (judge, budget) in zip(axes, columns, strict=True):
-            for index, method in enumerate(plan.MAIN[1:]):
+            for index, method in enumerate(plan.EVERYWHERE[1:]):
                 for row, tasks in enumerate(places.values()):
                     found = verdicts.compare(study, method, "grpo", judge, budget, tasks)
                     if found.difference is None or found.difference.low is None or found.difference.high is None:
                         continue
-                    height = row + (index - 1) * 0.25
+                    height = row + (index - 1.5) * 0.2
                     color, title = COLORS[method], plan.METHODS[method].title
                     interval = (found.difference.low, found.difference.high)
                     axis.hlines(height, *interval, color=color, label=title if row == 0 else None)

@@ -1,7 +1,7 @@
-"""The findings page: ``python -m recipes.mini.findings`` writes docs/findings.md and its figures from the logs.
+"""The findings: ``python -m recipes.mini.findings`` writes docs/findings.md, its tables and its figures from the logs.
 
-Every number on the page comes from the logs in recipes/mini/results; what has no run says "not run". Four lines of it
-stand in the README as well.
+Every number comes from the logs in recipes/mini/results; what has no run says "not run". Some lines of the page stand
+in the README as well.
 """
 
 from __future__ import annotations
@@ -10,48 +10,32 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from recipes.mini import claims, figures, in_short, plan, setting, statistics, verdicts
-from recipes.mini.best import JUDGES, Study
-from recipes.mini.losses import TOLD, told_by_method
+from recipes.mini import claims, details, figures, in_short, plan, setting, statistics, verdicts
+from recipes.mini.best import Study
 from recipes.mini.run import ROOT
 from recipes.mini.study import RESULTS
-from recipes.mini.table import mean_and_range, table
+from recipes.mini.table import table
 from recipes.mini.verdicts import SHORT_COLUMNS
 
 PAGE = ROOT / "docs" / "findings.md"
+TABLES = "findings_tables.md"
+"""Beside it."""
 README = ROOT / "README.md"
-HYPOTHESES = Path(__file__).resolve().parent / "hypotheses.md"
+HYPOTHESES = [Path(__file__).resolve().parent / name for name in ("hypotheses.md", "hypotheses_negatives.md")]
 NOT_RUN = verdicts.NOT_RUN
 END = plan.STEPS
-Column = tuple[str, int]
-"""A judge and a budget."""
-COLUMNS = tuple((judge, budget) for judge in JUDGES for budget in plan.BUDGETS.values())
-"""What methods are compared by."""
 LONG_COLUMNS = (("best", END), ("best", plan.LONG_STEPS), ("last", plan.LONG_STEPS))
-TEN_SEEDS = (
-    ("srpo", "grpo"),
-    ("handover", "grpo"),
-    ("handover", "srpo"),
-    ("srpo", "srpo_no_dw"),
-    ("srpo", "advantage_mix"),
-    ("advantage_mix", "grpo"),
-    ("handover", "handover_blind"),
-)
-CUT_OFF, REMEMBERED = "srpo/frac_at_length_limit", "srpo/frac_shown_memory"
-
 INTRODUCTION = """\
 # What beats what, in miniature
 
 Does SRPO work? Asked of models of half a million parameters on a CPU, through veRL's trainer and the shipped
-configurations, with seeds and intervals, by rules
-[written down before the runs](../recipes/mini/hypotheses.md). [The tasks](../recipes/mini/README.md),
+configurations, with seeds and intervals, by rules written down
+[before the runs](../recipes/mini/hypotheses.md), those of H8 to H10
+[after the others](../recipes/mini/hypotheses_negatives.md). [The tasks](../recipes/mini/README.md),
 [the methods](methods.md).
 
-This page is made from the logs in `recipes/mini/results` by
+This page and [its tables](findings_tables.md) are made from the logs in `recipes/mini/results` by
 
 ```bash
 python -m recipes.mini.findings
@@ -79,14 +63,10 @@ LIMITS = """\
   hours. **Not run.**"""
 
 
-def names(columns: Sequence[Column]) -> list[str]:
-    """Heads of columns, such as best(60)."""
-    return [f"{judge}({budget})" for judge, budget in columns]
-
-
 def hypotheses() -> dict[str, str]:
-    """The claim of each hypothesis, by name, as the file that came before the runs has it."""
-    return dict(re.findall(r"^\| (H\d) \| (.+?) \|", HYPOTHESES.read_text(), re.MULTILINE))
+    """The claim of each hypothesis, by name, as the files that came before the runs have it."""
+    texts = "".join(path.read_text() for path in HYPOTHESES)
+    return dict(re.findall(r"^\| (H\d+) \| (.+?) \|", texts, re.MULTILINE))
 
 
 def verdict_section(study: Study) -> list[str]:
@@ -109,55 +89,6 @@ def claims_section(study: Study) -> list[str]:
     return ["## The paper's claims", "", *said, "", *table(("claim", "in the paper", "", "here"), claims.rows(study))]
 
 
-def _accuracy(study: Study, method: str, column: Column, task: str = plan.ONE_TASK, **settings: Any) -> str:
-    """Mean and spread of a method on a task; `settings` as of Study.scores."""
-    scores = study.scores(method, *column, tasks=[task], **settings)
-    if not scores:
-        return NOT_RUN
-    values = np.array(list(scores[task].values()))
-    return (
-        f"{values.mean():.3f} ± {values.std(ddof=1):.3f} ({len(values)})"
-        if len(values) > 1
-        else f"{values[0]:.3f} (1)"
-    )
-
-
-def _by_task(study: Study, methods: Sequence[str], tasks: Sequence[str]) -> list[str]:
-    lines: list[str] = []
-    for task in tasks:
-        rows = [
-            (
-                plan.METHODS[method].title,
-                *(_accuracy(study, method, column, task) for column in COLUMNS),
-            )
-            for method in methods
-        ]
-        header = (task, *names(COLUMNS))
-        lines += ["", *table(header, rows)]
-    return lines
-
-
-def accuracy_section(study: Study) -> list[str]:
-    """Accuracy by task, and over tasks."""
-    rows = []
-    for method in plan.MAIN:
-        cells = []
-        for judge, budget in COLUMNS:
-            scores = study.scores(method, judge, budget)
-            cells.append(str(statistics.aggregate(scores)) if len(scores) == len(plan.TASKS) else NOT_RUN)
-        rows.append((plan.METHODS[method].title, *cells))
-    header = ("all tasks", *names(COLUMNS))
-    return [
-        "## Accuracy within budgets",
-        "",
-        "Over tasks: interquartile mean and its bootstrap interval. By task: mean ± standard deviation (seeds).",
-        "",
-        *table(header, rows),
-        *_by_task(study, (*plan.MAIN, *plan.ABLATIONS), [plan.ONE_TASK]),
-        *_by_task(study, plan.MAIN, [task for task in plan.TASKS if task != plan.ONE_TASK]),
-    ]
-
-
 def curves_section(study: Study) -> list[str]:
     """The figure."""
     lines = ["## Learning curves", ""]
@@ -170,8 +101,8 @@ def curves_section(study: Study) -> list[str]:
 def pairs_section(study: Study) -> list[str]:
     """Every pair of the main methods, over tasks."""
     rows = []
-    for index, one in enumerate(plan.MAIN):
-        for other in plan.MAIN[:index]:
+    for index, one in enumerate(plan.EVERYWHERE):
+        for other in plan.EVERYWHERE[:index]:
             cells = [verdicts.compare(study, one, other, *column).cell for column in SHORT_COLUMNS]
             scores = [study.scores(method, "best", END) for method in (one, other)]
             shared = all(len(of_method) == len(plan.TASKS) for of_method in scores)
@@ -179,7 +110,7 @@ def pairs_section(study: Study) -> list[str]:
             rows.append((plan.against(one, other), *cells, chance))
     header = (
         "",
-        *names(SHORT_COLUMNS),
+        *details.names(SHORT_COLUMNS),
         f"probability of improvement, best({END})",
     )
     lines = ["## What beats what", "", "Mean difference over tasks, paired by seed.", "", *table(header, rows)]
@@ -192,96 +123,23 @@ def pairs_section(study: Study) -> list[str]:
 def tasks_section(study: Study) -> list[str]:
     """Where: the differences to GRPO by task."""
     rows = []
-    for method in plan.MAIN[1:]:
+    for method in plan.EVERYWHERE[1:]:
         for judge, budget in SHORT_COLUMNS:
             cells = [verdicts.compare(study, method, "grpo", judge, budget, [task]).cell for task in plan.TASKS]
             rows.append((f"{plan.METHODS[method].title}, {judge}({budget})", *cells))
     return ["## Where", "", "Difference to GRPO by task, paired by seed.", "", *table(("", *plan.TASKS), rows)]
 
 
-def seeds_section(study: Study) -> list[str]:
-    """The comparisons that have ten seeds on one task."""
-    rows = []
-    for one, other in TEN_SEEDS:
-        found = [verdicts.compare(study, one, other, *column, [plan.ONE_TASK]) for column in SHORT_COLUMNS]
-        rows.append((plan.against(one, other), str(found[0].count), *(comparison.cell for comparison in found)))
-    said = [
-        "Seeds 5 to 9 of GRPO, SRPO and hand-over were planned. Those of the ablations were added (part E) when five",
-        "pairs could not decide; the hypotheses are judged without them.",
-    ]
-    header = ("", "pairs", *names(SHORT_COLUMNS))
-    return [f"## With up to ten seeds, on {plan.ONE_TASK}", "", *said, "", *table(header, rows)]
-
-
-def same_rate_section(study: Study) -> list[str]:
-    """The repetition at SRPO's learning rate."""
-    lines = [f"## At SRPO's learning rate, on {plan.ONE_TASK}", ""]
-    if not study.rates:
-        return [*lines, f"{NOT_RUN}: rates are not chosen."]
-    others = [method for method in plan.MAIN if study.rates[method] != study.rates["srpo"]]
-    if not others:
-        return [*lines, "Every method chose the same rate: there is nothing to repeat."]
-    rows = []
-    for method in others:
-        cells = (_accuracy(study, method, column, rate=study.rates["srpo"]) for column in SHORT_COLUMNS)
-        rows.append((plan.METHODS[method].title, *cells))
-    return [
-        *lines,
-        *table((f"{study.rates['srpo']:g}", *names(SHORT_COLUMNS)), rows),
-    ]
-
-
-def further_section(study: Study) -> list[str]:
-    """The other methods on one task."""
-    rows = []
-    for method in (*plan.ABLATIONS, *plan.FURTHER):
-        cells = [
-            verdicts.compare(study, method, other, judge, END, [plan.ONE_TASK]).cell
-            for other in ("srpo", "grpo")
-            for judge in ("best", "last")
-        ]
-        rows.append((plan.METHODS[method].title, _accuracy(study, method, ("best", END)), *cells))
-    header = (
-        "",
-        f"best({END})",
-        *(f"{judge}({END}) - {other}'s" for other in ("SRPO", "GRPO") for judge in ("best", "last")),
-    )
-    lines = [f"## The other methods, on {plan.ONE_TASK}", "", *table(header, rows)]
-    if _never_remembered(study):
-        lines += [
-            "",
-            "The success memory was never asked, since a run sees no question twice: its runs are SRPO's, digit for",
-            f"digit. With {plan.FEW_QUESTIONS} questions, of which each comes four to five times (part E):",
-            "",
-            *_few_questions(study),
-        ]
-    return lines
-
-
-def _never_remembered(study: Study) -> bool:
-    runs = study.runs("memory")
-    return bool(runs) and not any(step.get(REMEMBERED) for log in runs for step in log.steps.values())
-
-
-def _few_questions(study: Study) -> list[str]:
-    rows = []
-    for judge, budget in SHORT_COLUMNS:
-        spreads = (_accuracy(study, method, (judge, budget)) for method in plan.FEW)
-        difference = verdicts.compare(study, *reversed(plan.FEW), judge, budget, [plan.ONE_TASK])
-        rows.append((f"{judge}({budget})", *spreads, difference.cell))
-    return table(("", *(plan.METHODS[method].title for method in plan.FEW), "difference"), rows)
-
-
 def long_section(study: Study) -> list[str]:
     """Ten times as long."""
     rows = []
     for method in plan.ALL_LONG:
-        cells = (_accuracy(study, method, column, steps=plan.LONG_STEPS) for column in LONG_COLUMNS)
+        cells = (details.accuracy(study, method, column, steps=plan.LONG_STEPS) for column in LONG_COLUMNS)
         since = verdicts.collapses(study, method)
         steps = ", ".join(str(step) for step in since if step is not None)
         fell = f"{verdicts.fell(since)}{steps and f' ({steps})'}" if since else NOT_RUN
         rows.append((plan.METHODS[method].title, *cells, fell))
-    header = ("", *names(LONG_COLUMNS), f"ended more than {verdicts.COLLAPSE:.2f} below best (since step)")
+    header = ("", *details.names(LONG_COLUMNS), f"ended more than {verdicts.COLLAPSE:.2f} below best (since step)")
     lines = [f"## {plan.LONG_STEPS} steps on {plan.ONE_TASK}", "", *table(header, rows), ""]
     lines += [f"* {verdicts.compare(study, 'srpo', 'grpo', *column, [plan.ONE_TASK])}" for column in LONG_COLUMNS[1:]]
     if any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.ALL_LONG):
@@ -289,57 +147,14 @@ def long_section(study: Study) -> list[str]:
     return lines
 
 
-def length_section(study: Study) -> list[str]:
-    """Whether responses grew or shrank, and how many were cut off."""
-    rows = []
-    for method in plan.MAIN:
-        growth, cut_off = claims.growth(study, method), study.ends(method, CUT_OFF, lambda first, last: last)
-        cells = (
-            f"{mean_and_range(growth[task].values())}, {np.mean(list(cut_off[task].values())):.0%}"
-            if task in growth
-            else NOT_RUN
-            for task in plan.TASKS
-        )
-        rows.append((plan.METHODS[method].title, *cells))
-    said = [
-        "Mean response length of the last ten steps over that of the first ten, smallest and largest over seeds; and",
-        "the share of the responses of the last ten that reached the length limit.",
-    ]
-    return ["## Response length", "", *said, "", *table(("", *plan.TASKS), rows)]
-
-
-def guards_section(study: Study) -> list[str]:
-    """What the guards say of all these runs."""
-    counts = told_by_method(study.logs)
-    rows = [
-        (plan.METHODS[method].title, str(counts[method].total()), *(str(counts[method][word]) for word in TOLD))
-        for method in plan.METHODS
-        if method in counts
-    ]
-    said = [
-        "Of every run, those that choose learning rates included: whether two evaluations in a row were ten points",
-        "below the best before them, and when [the guards](endurance.md#guards), as they are now, first say a word",
-        "on its log (`srpo_verl.guards.review`, which a run asks as well).",
-    ]
-    return ["## Guards", "", *said, "", *table(("", "runs", *TOLD), rows)]
-
-
 SECTIONS: tuple[Callable[[Study], list[str]], ...] = (
     verdict_section,
     claims_section,
-    setting.runs_section,
-    setting.models_section,
-    setting.grid_section,
-    accuracy_section,
-    curves_section,
     pairs_section,
     tasks_section,
-    seeds_section,
-    same_rate_section,
-    further_section,
+    curves_section,
     long_section,
-    length_section,
-    guards_section,
+    setting.runs_section,
 )
 
 
@@ -358,10 +173,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="logs of the study")
-    parser.add_argument("--out", type=Path, default=PAGE, help="the page; figures go to images/ beside it")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page; tables and images/ go beside it")
     arguments = parser.parse_args(argv)
     study = Study.read(arguments.results)
     arguments.out.write_text(page(study))
+    arguments.out.with_name(TABLES).write_text(details.page(study))
     for draw in figures.ALL:
         draw(study, arguments.out.parent / "images")
     if arguments.out == PAGE:

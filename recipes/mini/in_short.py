@@ -1,4 +1,4 @@
-"""What beats what in four lines: for the README, and at the head of the findings page."""
+"""What beats what in a few lines: for the README, and at the head of the findings page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lines(study: Study) -> list[str]:
 
 def _long_runs(study: Study) -> str:
     since = {plan.METHODS[method].title: verdicts.collapses(study, method) for method in plan.ALL_LONG}
-    fallen = ", ".join(f"{title} {verdicts.fell(steps)}" for title, steps in since.items() if steps)
+    fallen = "; ".join(f"{title} {verdicts.fell(steps)}" for title, steps in since.items() if steps)
     which = f"that ended more than {verdicts.COLLAPSE:.2f} below their best"
     return f"* runs of {plan.LONG_STEPS} steps on {plan.ONE_TASK} {which}: {fallen or verdicts.NOT_RUN}"
 

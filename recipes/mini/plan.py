@@ -90,6 +90,9 @@ METHODS = {
 }
 MAIN = ("grpo", "sdpo", "srpo", "handover")
 """On all tasks, each with a grid of its own."""
+KEPT = "keep_negative"
+EVERYWHERE = (*MAIN, KEPT)
+"""What every task has runs of, at least five; the last at SRPO's rate."""
 ABLATIONS = ("srpo_no_dw", "advantage_mix", "handover_blind")
 FURTHER = (
     "sdpo_correct_only",
@@ -102,7 +105,7 @@ FURTHER = (
     "memory",
 )
 LONG = ("grpo", "srpo", "sdpo", "handover")
-LONG_VARIANTS = ("anneal", "keep_negative")
+LONG_VARIANTS = ("anneal", KEPT)
 """Of SRPO: what might keep it from falling late."""
 ALL_LONG = (*LONG, *LONG_VARIANTS)
 SEEN_NEGATIVES = {(ONE_TASK, seed) for seed in FURTHER_SEEDS}
@@ -214,7 +217,7 @@ def timed(best: Rates) -> Iterator[Cell]:
 
 def long_variants(best: Rates) -> Iterator[Cell]:
     """Part G, added when every long run of SRPO had fallen: variants of it, as long."""
-    for seed in (*LONG_SEEDS, THIRD_LONG_SEED):
+    for seed in FURTHER_SEEDS:
         for method in LONG_VARIANTS:
             yield Cell("G", ONE_TASK, method, rate(method, best), seed, LONG_STEPS)
 
@@ -224,7 +227,7 @@ def negatives_kept(best: Rates) -> Iterator[Cell]:
     for seed in (*SEEDS, *MORE_SEEDS):
         for task in TASKS if seed in SEEDS else (ONE_TASK,):
             if (task, seed) not in SEEN_NEGATIVES:
-                yield Cell("H", task, "keep_negative", rate("keep_negative", best), seed)
+                yield Cell("H", task, KEPT, rate(KEPT, best), seed)
 
 
 def part_a(best: Rates) -> Iterator[Cell]:

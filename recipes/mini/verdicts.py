@@ -1,9 +1,9 @@
-"""The hypotheses of hypotheses.md, judged by its rules: confirmed, falsified, cannot be said, or not run."""
+"""The hypotheses of hypotheses*.md, judged by their rules: confirmed, falsified, cannot be said, or not run."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -146,9 +146,10 @@ def _stronger_of(study: Study, methods: Sequence[str], budget: int) -> str:
     return max(methods, key=mean)
 
 
-def collapses(study: Study, method: str) -> list[int | None]:
+def collapses(study: Study, method: str, seeds: Collection[int] = plan.FURTHER_SEEDS) -> list[int | None]:
     """Of every long run the step since which it is far below its best checkpoint; None: it ends near it."""
-    return [low_since(log, COLLAPSE) for log in study.runs(method, steps=plan.LONG_STEPS)]
+    runs = study.runs(method, steps=plan.LONG_STEPS)
+    return [low_since(log, COLLAPSE) for log in runs if log.cell.seed in seeds]
 
 
 def fell(steps: Sequence[int | None]) -> str:
@@ -156,15 +157,16 @@ def fell(steps: Sequence[int | None]) -> str:
     return f"{sum(step is not None for step in steps)} of {len(steps)}"
 
 
+def _fell_of(method: str, steps: Sequence[int | None]) -> str:
+    title = plan.METHODS[method].title
+    if not steps:
+        return f"{title}, long: {NOT_RUN}"
+    return f"{title}: {fell(steps)} runs of {plan.LONG_STEPS} steps end more than {COLLAPSE:.2f} below their best"
+
+
 def _late_collapse(study: Study) -> Judged:
     since = {method: collapses(study, method) for method in ("sdpo", "handover")}
-    grounds = tuple(
-        f"{plan.METHODS[method].title}: {fell(steps)} runs of {plan.LONG_STEPS} steps end more than {COLLAPSE:.2f} "
-        "below their best"
-        if steps
-        else f"{plan.METHODS[method].title}, long: not run"
-        for method, steps in since.items()
-    )
+    grounds = tuple(_fell_of(method, steps) for method, steps in since.items())
     sdpo, handover = ([step is not None for step in steps] for steps in since.values())
     if not sdpo and not handover:
         outcome = NOT_RUN
@@ -177,8 +179,32 @@ def _late_collapse(study: Study) -> Judged:
     return Judged("H6", outcome, grounds)
 
 
+def _no_late_collapse(study: Study) -> Judged:
+    """By the two seeds that nobody had seen when it was written."""
+    seeds = [seed for seed in plan.FURTHER_SEEDS if seed != 0]
+    steps = collapses(study, plan.KEPT, seeds)
+    fallen = [step is not None for step in steps]
+    if not steps:
+        outcome = NOT_RUN
+    elif len(steps) < len(seeds):
+        outcome = OPEN
+    else:
+        outcome = FALSIFIED if all(fallen) else OPEN if any(fallen) else CONFIRMED
+    return Judged("H10", outcome, (_fell_of(plan.KEPT, steps),))
+
+
+def _judge_negatives(study: Study) -> list[Judged]:
+    """H8 to H10, without the runs of part B that suggested them."""
+    unseen = replace(
+        study, logs=tuple(log for log in study.logs if (log.cell.method, log.cell.part) != (plan.KEPT, "B"))
+    )
+    helps = [compare(unseen, plan.KEPT, "srpo", judge, END) for judge in ("best", "last")]
+    above = [compare(unseen, plan.KEPT, "grpo", "best", budget) for budget in (MIDDLE, END)]
+    return [_better("H8", helps), _better("H9", above), _no_late_collapse(study)]
+
+
 def judge_all(study: Study) -> list[Judged]:
-    """H1 to H7."""
+    """H1 to H10."""
     one_task = [plan.ONE_TASK]
     early_then_late = [compare(study, "sdpo", "grpo", "best", EARLY), compare(study, "sdpo", "grpo", "last", END)]
     above_both = [
@@ -205,4 +231,5 @@ def judge_all(study: Study) -> list[Judged]:
         _decide("H5", handover, confirms=[("better", "a tie")] * 3, falsifies=[("worse",)] * 3),
         _late_collapse(study),
         _better("H7", seen),
+        *_judge_negatives(study),
     ]
