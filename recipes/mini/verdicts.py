@@ -32,11 +32,10 @@ class Comparison:
     def of(
         cls, what: str, differences: Mapping[str, np.ndarray], tasks: Sequence[str] = plan.TASKS, unit: str = "pair"
     ) -> Comparison:
-        """Of the differences of each task; where one of the tasks lacks them it cannot be said."""
-        outcome = statistics.verdict(differences)
-        if differences and set(differences) != set(tasks):
-            outcome = OPEN
-        difference = statistics.mean_difference(differences) if differences else None
+        """Of the differences of each task; where one of the tasks lacks them it cannot be said, and has no mean."""
+        whole = set(differences) == set(tasks)
+        outcome = OPEN if differences and not whole else statistics.verdict(differences)
+        difference = statistics.mean_difference(differences) if differences and whole else None
         return cls(what, outcome, difference, sum(map(len, differences.values())), unit)
 
     @property
