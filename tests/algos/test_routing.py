@@ -309,7 +309,7 @@ def test_errors_name_the_value(change, message):
         route_samples(**arguments)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(
     samples=st.lists(st.tuples(st.sampled_from([0.0, 0.3, 0.5, 1.0]), st.integers(0, 3), st.booleans()), max_size=20),
     routing=st.sampled_from(sorted(ROUTINGS)),

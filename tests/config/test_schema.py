@@ -487,7 +487,7 @@ ANYTHING = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(DEFAULTS)), ANYTHING)
 def test_any_value_of_any_key_is_taken_or_refused_with_a_config_error(key, value):
     try:

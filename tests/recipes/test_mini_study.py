@@ -454,13 +454,14 @@ def test_a_process_that_logs_nothing_is_given_up(tmp_path, monkeypatch):
         assert run.wait(working, progress, stall_seconds=0.4) == 3
 
 
+@pytest.mark.timeout(1800)
 def test_a_small_study_from_nothing(tmp_path):
     """Two methods, one task, few steps: starting model, data, veRL, logs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
     arguments = ["--part", "grid", "--only", "(grpo|srpo)-lr0.0005", "--steps", "2", "--warmup-steps", "40"]
     places = ["--work", tmp_path / "work", "--results", tmp_path / "results"]
     command = [sys.executable, "-W", "ignore", "-m", "recipes.mini.study", *arguments, *places]
-    subprocess.run(command, cwd=run.ROOT, env=environment, check=True, timeout=900)
+    subprocess.run(command, cwd=run.ROOT, env=environment, check=True, timeout=1500)
     made = list(logs.read_all(tmp_path / "results"))
     assert sorted(log.cell.method for log in made) == ["grpo", "srpo"]
     for log in made:

@@ -155,27 +155,27 @@ RULES = st.sampled_from(["sciknoweval", "tooluse"])
 
 
 @given(RULES, TEXTS, st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text(data_source, response, strict):
     never_raises(data_source, response, strict)
 
 
 @given(st.one_of(st.text(max_size=8), st.lists(st.sampled_from(PIECES), max_size=6).map("".join)))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 def test_any_boxed_text(content):
     never_raises("math", f"\\boxed{{{content}}}", False)
 
 
 @pytest.mark.slow
 @given(RULES, TEXTS, st.booleans())
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=10_000)
 def test_any_text_at_length(data_source, response, strict):
     never_raises(data_source, response, strict)
 
 
 @pytest.mark.slow
 @given(TEXTS)
-@settings(max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2_000, suppress_health_check=[HealthCheck.too_slow])
 def test_any_boxed_text_at_length(response):
     never_raises("math", f"\\boxed{{{response}}}", False)
 
@@ -193,7 +193,7 @@ CALLS = st.lists(st.tuples(st.from_regex(r"[a-z]\w{0,8}", fullmatch=True), JSON_
 
 
 @given(CALLS, st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_answer_in_the_asked_form_is_right_under_both_tool_use_rules(calls, order):
     gold = tooluse_answer(*calls)
     said = [f"Thought: now\nAction: {name}\nAction Input: {json.dumps(value)}" for name, value in calls]
@@ -208,7 +208,7 @@ def test_any_answer_in_the_asked_form_is_right_under_both_tool_use_rules(calls, 
 
 
 @given(st.text(max_size=100), st.sampled_from("ABCD"), st.sampled_from("ABCD"))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_last_letter_in_tags_decides(reasoning, letter, gold):
     result = compute_score("sciknoweval", f"{reasoning}<answer>\n{letter}\n</answer>", gold)
     assert result["format_ok"] is True

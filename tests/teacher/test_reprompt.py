@@ -130,7 +130,7 @@ def test_a_prompt_of_exactly_the_limit_is_whole(render):
     assert build_reprompt(MESSAGES, "6 x 7 = 42", None, render=render, max_prompt_tokens=len(whole) - 1).truncated
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(alphabet="ab \n", max_size=60), st.integers(min_value=0, max_value=40))
 def test_no_longer_prefix_would_have_fitted(demonstration, slack):
     limit = len(by_words(with_solution(MESSAGES, ""))) + slack
@@ -200,7 +200,7 @@ def test_nested_thinking_never_costs_the_answer():
     assert strip_thinking("<think>a<think>b</think>c</think>42").endswith("c</think>42")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(["<think>", "</think>", " ", "\n", "a", "<", "/"]), max_size=12).map("".join))
 def test_what_is_left_is_an_end_of_the_text_and_what_went_ended_with_the_tag(text):
     left = strip_thinking(text)

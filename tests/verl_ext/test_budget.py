@@ -124,7 +124,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(STEPS, st.lists(st.floats(1e-6, 100), max_size=4), st.integers(0, 30))
 def test_the_record_equals_a_recomputation_from_the_whole_history(steps, budgets, saved_after):
     record, history, total = TrainingRecord(), [], 0.0
@@ -194,7 +194,7 @@ def test_without_a_limit_or_with_a_far_one_all_steps_are_trained():
     assert len(Loop([100.0] * 20, stop_at_hours=10.0, total_steps=20).trained) == 20
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.floats(1, 200), min_size=2, max_size=60), st.floats(1e-3, 2))
 def test_the_run_always_ends_with_a_last_step_and_at_most_one_step_late(seconds, stop_at_hours):
     loop = Loop(seconds, stop_at_hours, total_steps=len(seconds))
