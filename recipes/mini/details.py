@@ -27,6 +27,8 @@ TEN_SEEDS = (
     ("srpo", "advantage_mix"),
     ("advantage_mix", "grpo"),
     ("handover", "handover_blind"),
+    (plan.KEPT, "grpo"),
+    (plan.KEPT, "srpo"),
 )
 CUT_OFF, REMEMBERED = "srpo/frac_at_length_limit", "srpo/frac_shown_memory"
 
@@ -100,7 +102,7 @@ def seeds_section(study: Study) -> list[str]:
         rows.append((plan.against(one, other), str(found[0].count), *(comparison.cell for comparison in found)))
     said = [
         "Seeds 5 to 9 of GRPO, SRPO and hand-over were planned. Those of the ablations were added (part E) when five",
-        "pairs could not decide; the hypotheses are judged without them.",
+        "pairs could not decide; the hypotheses are judged without them. Those of SRPO, negatives kept are of part H.",
     ]
     header = ("", "pairs", *names(SHORT_COLUMNS))
     return [f"## With up to ten seeds, on {plan.ONE_TASK}", "", *said, "", *table(header, rows)]

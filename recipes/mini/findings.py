@@ -141,7 +141,8 @@ def long_section(study: Study) -> list[str]:
         rows.append((plan.METHODS[method].title, *cells, fell))
     header = ("", *details.names(LONG_COLUMNS), f"ended more than {verdicts.COLLAPSE:.2f} below best (since step)")
     lines = [f"## {plan.LONG_STEPS} steps on {plan.ONE_TASK}", "", *table(header, rows), ""]
-    lines += [f"* {verdicts.compare(study, 'srpo', 'grpo', *column, [plan.ONE_TASK])}" for column in LONG_COLUMNS[1:]]
+    for pair in (("srpo", "grpo"), (plan.KEPT, "grpo"), (plan.KEPT, "srpo")):
+        lines += [f"* {verdicts.compare(study, *pair, *column, [plan.ONE_TASK])}" for column in LONG_COLUMNS[1:]]
     if any(study.runs(method, steps=plan.LONG_STEPS) for method in plan.ALL_LONG):
         lines += ["", f"![accuracy and response length of every long run](images/{figures.LONG})"]
     return lines

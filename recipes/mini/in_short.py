@@ -9,7 +9,7 @@ from recipes.mini.best import Study
 
 BEGIN, END_OF_LINES = "<!-- python -m recipes.mini.findings -->", "<!-- as far as here -->"
 """Around the README's lines."""
-PAIRS = (("srpo", "grpo"), ("srpo", "sdpo"), ("handover", "grpo"))
+PAIRS = (("srpo", "grpo"), ("srpo", "sdpo"), (plan.KEPT, "grpo"))
 COLUMNS = (("best", verdicts.MIDDLE), ("best", verdicts.END), ("last", verdicts.END))
 
 
