@@ -319,7 +319,7 @@ def test_half_a_study_says_so(made_up):
     assert outcomes == {"cannot be said"}
     without = Study.of(log for log in made_up.logs if log.cell.task != "desk")
     assert {judged.name: judged.outcome for judged in verdicts.judge_all(without)}["H2"] == "cannot be said"
-    assert verdicts.compare(without, "srpo", "grpo", "best", 60).difference is None  # no mean over tasks that lacks one
+    assert verdicts.compare(without, "srpo", "grpo", "best", 60).difference is None  # a task lacks
     assert verdicts.compare(without, "srpo", "grpo", "best", 60, ["sums4"]).outcome == "better"
     assert {judged.outcome for judged in verdicts.judge_all(Study.of(()))} == {"not run"}
 
