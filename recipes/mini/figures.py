@@ -70,17 +70,17 @@ def differences(study: Study, folder: Path) -> Path | None:
     """Of each method to GRPO with its interval, over all tasks and by task; a dot is filled where it is decided."""
     if not has_differences(study):
         return None
-    columns = verdicts.SHORT_COLUMNS
+    columns, others = verdicts.SHORT_COLUMNS, plan.EVERYWHERE[1:]
     places = {"all tasks": plan.TASKS, **{task: (task,) for task in plan.TASKS}}
     with matplotlib.rc_context(_STYLE):
         figure, axes = plt.subplots(1, len(columns), figsize=(3.2 * len(columns), 4.2), sharey=True)
         for axis, (judge, budget) in zip(axes, columns, strict=True):
-            for index, method in enumerate(plan.EVERYWHERE[1:]):
+            for index, method in enumerate(others):
                 for row, tasks in enumerate(places.values()):
                     found = verdicts.compare(study, method, "grpo", judge, budget, tasks)
                     if found.difference is None or found.difference.low is None or found.difference.high is None:
                         continue
-                    height = row + (index - 1.5) * 0.2
+                    height = row + (index - (len(others) - 1) / 2) * 0.2
                     color, title = COLORS[method], plan.METHODS[method].title
                     interval = (found.difference.low, found.difference.high)
                     axis.hlines(height, *interval, color=color, label=title if row == 0 else None)

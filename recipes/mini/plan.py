@@ -108,8 +108,6 @@ LONG = ("grpo", "srpo", "sdpo", "handover")
 LONG_VARIANTS = ("anneal", KEPT)
 """Of SRPO: what might keep it from falling late."""
 ALL_LONG = (*LONG, *LONG_VARIANTS)
-SEEN_NEGATIVES = {(ONE_TASK, seed) for seed in FURTHER_SEEDS}
-"""Task and seed of the runs of part B that suggested part H."""
 FEW = ("srpo_few", "memory_few")
 CLOSE = ("grpo", "srpo", "handover")
 """Compared with twice the seeds."""
@@ -224,9 +222,10 @@ def long_variants(best: Rates) -> Iterator[Cell]:
 
 def negatives_kept(best: Rates) -> Iterator[Cell]:
     """Part H, added with G: the variant that keeps negative advantages, wherever SRPO was run."""
+    made = {(cell.task, cell.seed) for cell in further(best) if cell.method == KEPT}
     for seed in (*SEEDS, *MORE_SEEDS):
         for task in TASKS if seed in SEEDS else (ONE_TASK,):
-            if (task, seed) not in SEEN_NEGATIVES:
+            if (task, seed) not in made:
                 yield Cell("H", task, KEPT, rate(KEPT, best), seed)
 
 

@@ -145,10 +145,10 @@ def _stronger_of(study: Study, methods: Sequence[str], budget: int) -> str:
     return max(methods, key=mean)
 
 
-def collapses(study: Study, method: str, seeds: Collection[int] = plan.FURTHER_SEEDS) -> list[int | None]:
-    """Of every long run the step since which it is far below its best checkpoint; None: it ends near it."""
+def collapses(study: Study, method: str, seeds: Collection[int] | None = None) -> list[int | None]:
+    """Since which step every long run, or those of some seeds, are far below their best; None: a run ends near it."""
     runs = study.runs(method, steps=plan.LONG_STEPS)
-    return [low_since(log, COLLAPSE) for log in runs if log.cell.seed in seeds]
+    return [low_since(log, COLLAPSE) for log in runs if seeds is None or log.cell.seed in seeds]
 
 
 def fell(steps: Sequence[int | None]) -> str:

@@ -80,7 +80,7 @@ def held_in_its_save(folder, step):
         weights.unlink()
 
 
-@pytest.mark.timeout(2400)  # seven starts, of half a minute each on an idle machine
+@pytest.mark.timeout(2400)  # six starts, of half a minute each on an idle machine
 def test_killed_at_any_moment(arguments, uninterrupted, tmp_path):
     """Five kills: two while a checkpoint is written, two after one, one at a moment of no meaning."""
     folder, root = tmp_path / "run", tmp_path / "run" / "checkpoints"
